@@ -18,6 +18,7 @@ from tensormeter.session import open_runs
 from tensormeter.session.announcement import in_notebook
 from tensormeter.session.config.document import Document
 from tensormeter.session.config.view import View
+from tensormeter.session.leader import is_leader
 from tensormeter.session.membership import Existence, RunIdentity
 from tensormeter.session.open_runs import current_run
 from tensormeter.session.run import Run
@@ -75,6 +76,7 @@ def init(
     mode: str | None = None,
     settings: Settings | Mapping[str, Any] | None = None,
     defaults: Mapping[str, Any] | None = None,
+    concurrent: bool = False,
 ) -> Run:
     """Start a run.
 
@@ -116,6 +118,8 @@ def init(
         settings: A `Settings` object, or a mapping of its fields. The other arguments of `init` take precedence.
         defaults: Settings that apply if neither the arguments nor the environment give them, for libraries that call `init` on
             behalf of a script: ``defaults={"project": "my-library"}``. They have no effect on a `Settings` object.
+        concurrent: Whether the run is one of several that a library records at once, such as the trials of a sweep. Such a run
+            does not become the current run (see `Run.as_current`), and in a notebook it does not finish the previous runs.
 
     Raises:
         SettingsError: An argument, a setting or a `TENSORMETER_*` variable is invalid. Other software's invalid
@@ -135,7 +139,7 @@ def init(
     check_exporters([*resolved.exporters, *(option.partition(".")[0] for option in resolved.exporter_options)])
     resumed, existence = _check_resume(resume, resolved)
     parent = None if fork_from is None else _parse_parent(fork_from)
-    if in_notebook():
+    if in_notebook() and not concurrent:
         open_runs.finish_all()
     resolved = _settings_of_rank(resolved)
     _warn_of_signals(resolved)
@@ -145,7 +149,7 @@ def init(
     name = resolved.name or run_id
     run = Run(RunIdentity(run_id, name, config, resolved, resume=resumed, existence=existence, forked_from=parent))
     run._begin()
-    open_runs.add(run)
+    open_runs.add(run, concurrent=concurrent)
     return run
 
 
@@ -329,7 +333,9 @@ def _settings_of_rank(settings: Settings) -> Settings:
     rank = ranks.get(RANK, local_rank)
     if (settings.ranks == "first" and rank) or (settings.ranks == "node" and local_rank):
         return settings.replace(mode="disabled")
-    if rank == 1 and settings.run_id is None and settings.mode != "disabled":  # one warning, not hundreds
+    if (
+        rank == 1 and settings.ranks != "this" and settings.run_id is None and settings.mode != "disabled"
+    ):  # one warning, not hundreds
         logger.warning(
             "rank %d started a separate run, because it was given no id; pass the same id on all ranks (id=, or "
             "TENSORMETER_RUN_ID "
@@ -364,7 +370,7 @@ def _check_targets(settings: Settings) -> set[str]:
 
 def _warn_of_packages(settings: Settings, by_grpc: set[str]) -> None:
     """Warn about destinations whose package is missing. Their data stays in the spool, and the run continues."""
-    if settings.agent == "off" or describe_rank().get(RANK):  # one warning, not hundreds
+    if settings.agent == "off" or not is_leader(settings):  # one warning, not hundreds
         return
     for destination in settings.exporters:
         kind = destination.partition(":")[0]
@@ -392,7 +398,7 @@ def _without_run(noun: str) -> View:
 
 def _warn_of_signals(settings: Settings) -> None:
     """Warn about signals that a destination does not receive."""
-    if settings.mode == "disabled" or describe_rank().get(RANK):  # one warning, not hundreds
+    if settings.mode == "disabled" or not is_leader(settings):  # one warning, not hundreds
         return
     for destination in settings.exporters:
         for omission in settings.excluded_signals(destination):

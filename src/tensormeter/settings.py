@@ -64,7 +64,7 @@ AfterFork = Literal["record", "ignore"]
 DevicePath = Literal["auto", "two_launches"]
 HistogramAggregation = Literal["explicit_bucket_histogram", "base2_exponential_bucket_histogram"]
 TemporalityPreference = Literal["cumulative", "delta", "lowmemory"]
-Ranks = Literal["all", "node", "first"]
+Ranks = Literal["all", "node", "first", "this"]
 ConsoleChildren = Literal["files", "all", "off"]
 Console = Literal["first", "all", "off"]
 LogLevel = Literal["debug", "info", "warning", "error", "critical", "off"]
@@ -196,7 +196,8 @@ class Settings:
         "TENSORMETER_RANKS",
         check=choice(Ranks),
         help="Ranks that record data: `all`, the first rank of each `node`, or only the `first` rank. On the other "
-        "ranks, the run is disabled.",
+        "ranks, the run is disabled. A script that starts the run on one rank only passes `this` there: the rank then "
+        "also records the console and the code.",
     )
     endpoint: str = setting(
         lambda: NOT_GIVEN,

@@ -408,6 +408,22 @@ def test_some_ranks_record(settings, monkeypatch, ranks, recording):
     assert items(settings) == 4 * len(recording)
 
 
+def test_a_rank_that_records_alone_records_the_console_too(settings, monkeypatch, caplog, capsys):
+    monkeypatch.setenv("RANK", "1")
+    counts = []
+    for ranks in ("all", "this"):
+        rank_settings = settings.replace(
+            ranks=ranks, run_id=ranks, console="first", quiet=False, directory=settings.directory / ranks
+        )
+        with tensormeter.init(settings=rank_settings):
+            print("epoch 1")
+        counts.append(items(rank_settings))
+    assert counts[1] > counts[0]  # the line
+    assert "run this is recorded" in capsys.readouterr().err
+    tensormeter.init(settings=settings.replace(ranks="this")).finish()
+    assert "started a separate run" not in caplog.text
+
+
 def test_ranks_without_a_common_id_are_told_so_once(settings, monkeypatch, caplog):
     for rank in range(4):
         monkeypatch.setenv("RANK", str(rank))

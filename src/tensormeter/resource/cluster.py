@@ -11,12 +11,27 @@ from tensormeter.environment.variables import read_count
 __all__ = ["describe_cluster", "describe_launch", "describe_rank"]
 
 _RANK: Final = {
-    RANK: ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"),
-    LOCAL_RANK: ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"),
-    WORLD_SIZE: ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"),
-    LOCAL_WORLD_SIZE: ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"),
+    RANK: ("TENSORMETER_RANK", "RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"),
+    LOCAL_RANK: (
+        "TENSORMETER_LOCAL_RANK",
+        "LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "MPI_LOCALRANKID",
+        "SLURM_LOCALID",
+    ),
+    WORLD_SIZE: ("TENSORMETER_WORLD_SIZE", "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"),
+    LOCAL_WORLD_SIZE: (
+        "TENSORMETER_LOCAL_WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+        "MPI_LOCALNRANKS",
+    ),
 }
-"""Variables of torchrun (and torch.distributed), Open MPI, MPICH and Slurm. The first valid value is used."""
+"""Variables of torchrun (and torch.distributed), Open MPI, MPICH and Slurm. The first valid value is used.
+
+Our own come first, for processes that inherit the variables of the launcher that started their parent, such as Ray workers in a
+Slurm job.
+"""
 
 _LONGEST_TEXT: Final = 1024
 """Maximum length of a name in characters. Slurm and Kubernetes names are shorter."""

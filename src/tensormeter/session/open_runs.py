@@ -1,11 +1,14 @@
 """The unfinished runs of this process, and the current one in each thread and asynchronous task.
 
 A thread or task that has started runs itself uses the latest of them, so that parallel trials do not mix. All other threads
-use the run that any of them started last. All unfinished runs are finished when the process ends.
+use the run that any of them started last. Concurrent runs are current only where `as_current` makes them so. All unfinished
+runs are finished when the process ends.
 """
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
 
@@ -14,29 +17,37 @@ from tensormeter.session import exit_hooks
 if TYPE_CHECKING:
     from tensormeter.session.run import Run
 
-__all__ = ["add", "all_open", "current_run", "finish_all", "remove"]
+__all__ = ["add", "all_open", "as_current", "current_run", "finish_all", "remove"]
 
 _open: Final[list["Run"]] = []
 """Unfinished runs, in the order in which they were started."""
+
+_concurrent: Final[list["Run"]] = []
+"""Unfinished runs that do not become the current run when they start."""
 
 _started_here: Final[ContextVar[tuple["Run", ...]]] = ContextVar("tensormeter_runs", default=())
 """Runs that this thread or task, or the task that created it, has started. Finished runs are removed with the next start."""
 
 
-def add(run: "Run") -> None:
-    """Register a started run, which becomes the current run of this thread or task."""
+def add(run: "Run", *, concurrent: bool = False) -> None:
+    """Register a started run, which becomes the current run of this thread or task unless it is concurrent."""
     exit_hooks.install(finish_all)
     if run._sigterm_word is not None:
         exit_hooks.install_sigterm(_on_sigterm, run.settings.sigterm_timeout)
         exit_hooks.set_sigterm_word(run._sigterm_word)
+    if concurrent:
+        _concurrent.append(run)
     _open.append(run)
-    _started_here.set((*(earlier for earlier in _started_here.get() if earlier in _open), run))
+    if not concurrent:
+        _started_here.set((*(earlier for earlier in _started_here.get() if earlier in _open), run))
 
 
 def remove(run: "Run") -> None:
     """Remove a run that has finished, unless it has already been removed."""
     if run in _open:
         _open.remove(run)
+        if run in _concurrent:
+            _concurrent.remove(run)
         if run._sigterm_word is not None:
             exit_hooks.clear_sigterm_word(run._sigterm_word)
     if not _open:
@@ -56,11 +67,21 @@ def current_run() -> "Run | None":
     """
     started = _started_here.get()
     if not started:
-        return _open[-1] if _open else None
+        return next((run for run in reversed(all_open()) if run not in _concurrent), None)
     for run in reversed(started):
         if run in _open:
             return run
     return None
+
+
+@contextmanager
+def as_current(run: "Run") -> Iterator[None]:
+    """Return a context manager in whose block a run is the current run of this thread or task."""
+    token = _started_here.set((*_started_here.get(), run))
+    try:
+        yield
+    finally:
+        _started_here.reset(token)
 
 
 def finish_all() -> None:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Final, Self, cast
 
 from tensormeter.conventions.limits import ALERT_CHARACTERS, TITLE_CHARACTERS
-from tensormeter.conventions.semconv import ALERT_EVENT, RANK
+from tensormeter.conventions.semconv import ALERT_EVENT
 from tensormeter.errors import RingError
 from tensormeter.logger import get_logger
 from tensormeter.record.dynamo import break_graph
@@ -24,13 +24,13 @@ from tensormeter.record.phases.phases import Phases
 from tensormeter.record.reduction.reduction import Reduce, Rule
 from tensormeter.record.rows.lane import Writer
 from tensormeter.record.warn_once import shown, text_of
-from tensormeter.resource import describe_rank
 from tensormeter.ring.format import State
 from tensormeter.session import exit_hooks, open_runs
 from tensormeter.session.announcement import page_address, print_end, print_start
 from tensormeter.session.config.document import Changes
 from tensormeter.session.config.run_documents import RunDocuments
 from tensormeter.session.config.view import View
+from tensormeter.session.leader import is_leader
 from tensormeter.session.membership import RunIdentity
 from tensormeter.session.run_process import RunProcess
 from tensormeter.session.stated_outcome import stated_outcome
@@ -217,6 +217,14 @@ class Run:
     def notes(self) -> str:
         """Notes that the run was started with."""
         return self.settings.notes
+
+    def as_current(self) -> AbstractContextManager[None]:
+        """Return a context manager that makes this the current run of the thread or task: ``with run.as_current(): ...``.
+
+        In the block, `tensormeter.log` and the other functions of the package act on this run. Threads that start in the
+        block are not affected.
+        """
+        return open_runs.as_current(self)
 
     @property
     def finished(self) -> bool:
@@ -439,7 +447,7 @@ class Run:
     @property
     def _prints(self) -> bool:
         """Whether this process prints where the run is. One process of a run does."""
-        return self._parent is None and not self.settings.quiet and not describe_rank().get(RANK)
+        return self._parent is None and not self.settings.quiet and is_leader(self.settings)
 
     def __enter__(self) -> Self:
         return self
@@ -514,7 +522,7 @@ class Run:
     def _report_left_out(self, process: RunProcess) -> None:
         for document, values in self._documents.take_omitted().items():
             # Children and other ranks have the same configuration, so only one process reports.
-            if self._parent is None and not describe_rank().get(RANK):
+            if self._parent is None and is_leader(self.settings):
                 process.leave_out(document, values)
 
     @property

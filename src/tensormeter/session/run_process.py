@@ -14,7 +14,7 @@ from tensormeter.agent.monitor import AgentMonitor
 from tensormeter.conventions.fitting import OmittedValue
 from tensormeter.conventions.limits import CONFIG_BYTES
 from tensormeter.conventions.losses import describe_losses
-from tensormeter.conventions.semconv import LOCAL_WORLD_SIZE, RANK
+from tensormeter.conventions.semconv import LOCAL_WORLD_SIZE
 from tensormeter.conventions.unicode_names import printable
 from tensormeter.disk.standard_files import reserve_standard_files
 from tensormeter.logger import get_logger
@@ -30,6 +30,7 @@ from tensormeter.ring.format import Drop, HeaderWord, SpoolLoss, State
 from tensormeter.session.announcement import sync_command
 from tensormeter.session.code_request import request_code
 from tensormeter.session.exit_hooks import Failure
+from tensormeter.session.leader import is_leader
 from tensormeter.session.membership import Existence, Joining, Membership, RunIdentity, with_basis
 
 __all__ = ["FlushRequest", "RunProcess"]
@@ -118,7 +119,7 @@ class RunProcess:
         self._left_out: set[str] = set()
         self._documents: dict[str, Mapping[str, Any]] = {}
         self._document_warned = False
-        self._existence: Existence = run.existence if parent is None and not describe_rank().get(RANK) else ""
+        self._existence: Existence = run.existence if parent is None and is_leader(run.settings) else ""
         self._detached = False
         self._flushing = threading.RLock()  # reentrant, because a signal handler may flush
         reserve_standard_files()
@@ -149,7 +150,7 @@ class RunProcess:
             parent is None
             and self._settings.record_code
             and self._settings.agent != "off"
-            and not describe_rank().get(RANK)
+            and is_leader(self._settings)
         ):
             self.recorder.request_code(request_code())
         self._woke_at = self.recorder.positions
@@ -160,7 +161,7 @@ class RunProcess:
     def _capture_output(self) -> OutputCapture | None:
         """Start capturing the console and log records, if this rank's output is to be recorded."""
         settings = self._settings
-        if settings.console == "off" or (settings.console == "first" and describe_rank().get(RANK)):
+        if settings.console == "off" or (settings.console == "first" and not is_leader(settings)):
             return None
         is_child = self.parent is not None
         captured = {"off": (), "files": (stat.S_ISREG,), "all": (stat.S_ISREG, stat.S_ISFIFO)}[

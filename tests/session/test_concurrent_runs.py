@@ -1,0 +1,61 @@
+"""Runs that a library records at once, such as the trials of a sweep."""
+
+import sys
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+import tensormeter
+from tensormeter import Settings
+
+
+@pytest.fixture(autouse=True)
+def _disabled(monkeypatch):
+    monkeypatch.setenv("TENSORMETER_MODE", "disabled")
+    yield
+    tensormeter.finish()
+
+
+@pytest.fixture
+def notebook(monkeypatch):
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=object))
+
+
+def test_concurrent_runs_do_not_become_current():
+    trial = tensormeter.init(concurrent=True)
+    assert tensormeter.run is None
+    script = tensormeter.init()
+    other = tensormeter.init(concurrent=True)
+    assert tensormeter.run is script
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(tensormeter.run))
+    thread.start()
+    thread.join()
+    assert seen == [script]
+    for run in (trial, other, script):
+        run.finish()
+    assert tensormeter.run is None
+
+
+def test_a_run_is_current_in_its_block():
+    script = tensormeter.init()
+    trial = tensormeter.init(concurrent=True)
+    with trial.as_current():
+        assert tensormeter.run is trial
+        with tensormeter.init() as inner:
+            assert tensormeter.run is inner
+        assert tensormeter.run is trial
+        trial.finish()
+        assert tensormeter.run is script
+    assert tensormeter.run is script
+    script.finish()
+
+
+def test_notebooks_keep_the_other_runs_of_a_sweep(notebook):
+    script = tensormeter.init()
+    trials = [tensormeter.init(settings=Settings(), concurrent=True) for _ in range(2)]
+    assert not any(run.finished for run in (script, *trials))
+    last = tensormeter.init()
+    assert all(run.finished for run in (script, *trials))
+    last.finish()
