@@ -1,96 +1,149 @@
-"""The command `tensormeter import`, which sends files in the OTLP file format to a server."""
+"""The command `tensormeter import`, which sends the runs of other trackers, and files in the OTLP file format, to a server."""
 
-import gzip
-import hashlib
-import threading
-from collections.abc import Iterator
-from pathlib import Path
-from typing import IO, Final
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import click
 from rich.console import Console
-from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 from tensormeter.cli.options import endpoint_option
-from tensormeter.errors import EncodingError, TensormeterError
-from tensormeter.exporter import Accepted, Exporter, ExporterConfig, Request, Retry, load_exporter
-from tensormeter.otlp.json_lines import decode_line
-from tensormeter.retrying import exponential_delays, retry_delay
+from tensormeter.cli.terminal import plain
+from tensormeter.errors import UsageError
+from tensormeter.importers.registry import KINDS, ImportContext, Options, RunSource, SourceError, find_sources
+from tensormeter.importers.sender import NullSender, Sender, ServerSender
+from tensormeter.importers.tally import Tally
 from tensormeter.settings import Settings
 
 __all__ = ["import_"]
 
-_LONGEST_LINE: Final = 256 << 20
-_ATTEMPTS: Final = 6
-_LONGEST_RETRY_AFTER: Final = 60.0
+_INTERRUPTED = 130
 
 
 @click.command("import")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--project", default="", help="Project for all runs.  [default: the one in the source, or imported]")
+@click.option("--name", default="", help="Name for the run, if there is only one.  [default: the one in the source]")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["auto", *KINDS]),
+    default="auto",
+    show_default=True,
+    help="Kind of the files.",
+)
+@click.option("--step", default="", metavar="COLUMN", help="Column of a table with the step.  [default: guessed]")
+@click.option("--time", default="", metavar="COLUMN", help="Column of a table with the time.  [default: guessed]")
+@click.option("--run-column", default="", metavar="COLUMN", help="Column of a table with the run.")
+@click.option("--dry-run", is_flag=True, help="Read everything and show what would be imported, but send nothing.")
 @endpoint_option
-def import_(files: tuple[Path, ...], endpoint: str | None) -> None:
-    """Send JSON lines files from the `jsonl` destination or the Collector's `file` exporter to a server.
+def import_(
+    paths: tuple[str, ...],
+    *,
+    project: str,
+    name: str,
+    kind: str,
+    step: str,
+    time: str,
+    run_column: str,
+    dry_run: bool,
+    endpoint: str | None,
+) -> None:
+    """Send runs that other trackers have recorded to a server.
 
-    Re-importing a file is safe: the server recognizes each line by its contents, and skips duplicates. Lines that are not OTLP are
-    reported and skipped; the exit status is then 1.
+    PATH is a file, a folder or a URI. The command detects the kind of each, and prints what it found. Importing again is safe:
+    the server skips everything that it already has, so an interrupted import continues if you run the same command again.
+
+    At the end, a table lists what was imported, and what was left out, by kind and count. If something could not be read, the
+    exit status is 1.
     """
-    settings = Settings() if endpoint is None else Settings(endpoint=endpoint)
-    exporter = load_exporter("experiment")(
-        ExporterConfig(
-            endpoint=settings.endpoint,
-            token=settings.token,
-            timeout=settings.export_timeout,
-            destination="experiment",
-        ),
-    )
     console = Console(highlight=False)
-    skipped = 0
+    options = Options(project=project, name=name, step_column=step, time_column=time, run_column=run_column)
+    tally = Tally()
+    sources = _find(paths, kind, options, tally, console)
+    if name and len(sources) > 1:
+        raise UsageError(f"--name is for one run, but there are {len(sources):,}; leave it out, or choose one PATH")
+    settings = Settings() if endpoint is None else Settings(endpoint=endpoint)
+    sender: Sender = NullSender() if dry_run else ServerSender(settings, tally)
     try:
-        for path in files:
-            items = 0
-            with path.open("rb") as file, console.status(escape(str(path))) as status:
-                for number, line in _lines(file):
-                    try:
-                        items += _send(exporter, line)
-                    except EncodingError as error:
-                        skipped += 1
-                        console.print(f"{escape(str(path))}:{number}: skipped, {escape(str(error))}")
-                    status.update(f"{escape(str(path))}: {items:,} items")
-            console.print(f"{escape(str(path))}: {items:,} items")
+        with _progress(console, sources, tally) as (advance, begin):
+            context = ImportContext(sender, tally, options, advance, lambda text: console.print(Text(plain(text))))
+            for source in sources:
+                begin(source)
+                _send(source, context)
+            sender.flush()
+    except KeyboardInterrupt:
+        console.print("interrupted; run the same command again to continue")
+        _report(tally, console, dry_run=dry_run)
+        sys.exit(_INTERRUPTED)
     finally:
-        exporter.shutdown()
-    if skipped:
-        raise SystemExit(1)
+        sender.close()
+    _report(tally, console, dry_run=dry_run)
+    if tally.faults:
+        sys.exit(1)
 
 
-def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    number = 0
-    while line := file.readline(_LONGEST_LINE):
-        number += 1
-        if line.strip():
-            yield number, line
+def _find(paths: tuple[str, ...], kind: str, options: Options, tally: Tally, console: Console) -> list[RunSource]:
+    sources: list[RunSource] = []
+    for path in paths:
+        try:
+            name, of_path = find_sources(path, kind, options)
+        except (SourceError, OSError) as error:
+            tally.report(str(error))
+            continue
+        noun = "source" if len(of_path) == 1 else "sources"
+        console.print(Text(f"{plain(path)}: {name}, {len(of_path):,} {noun}"))
+        sources += of_path
+    return sources
 
 
-def _send(exporter: Exporter, line: bytes) -> int:
-    """Send one line, with retries. Return the number of accepted items.
+def _send(source: RunSource, context: ImportContext) -> None:
+    """Send one source. A source that cannot be read is reported, and the import continues with the next one."""
+    try:
+        source.send(context)
+    except SourceError as error:
+        context.tally.report(str(error))
+    except OSError as error:
+        context.tally.report(f"{source.label}: cannot read it ({error.strerror or error})")
 
-    Raises:
-        EncodingError: The line is not OTLP, or the server refused some of its items.
-        TensormeterError: The server refused the request or did not respond.
-    """
-    signal, body, items = decode_line(line)
-    digest = hashlib.sha256(signal.encode() + body).hexdigest()[:32]
-    request = Request(f"import-{digest}", signal, gzip.compress(body, 1), items)
-    delays = exponential_delays(0.5, _LONGEST_RETRY_AFTER)
-    for attempt in range(_ATTEMPTS):
-        match exporter.export(request):
-            case Accepted(rejected, message):
-                if rejected:
-                    raise EncodingError(f"the server refused {rejected} of {items} items: {message}")
-                return items
-            case Retry(after=after) if attempt + 1 < _ATTEMPTS:
-                wait = retry_delay(next(delays), after, at_most=_LONGEST_RETRY_AFTER)
-                threading.Event().wait(wait)
-            case outcome:
-                raise TensormeterError(outcome.reason)
-    raise AssertionError("unreachable")
+
+class _Counts(ProgressColumn):
+    """Column with the number of runs and the points per second."""
+
+    def __init__(self, tally: Tally) -> None:
+        super().__init__()
+        self._tally = tally
+
+    def render(self, task: Task) -> Text:
+        rate = self._tally.points / task.elapsed if task.elapsed else 0.0
+        return Text(f"{self._tally.runs:,} runs, {rate:,.0f} points/s")
+
+
+@contextmanager
+def _progress(
+    console: Console, sources: list[RunSource], tally: Tally
+) -> Iterator[tuple[Callable[[int], None], Callable[[RunSource], None]]]:
+    """Show a progress bar if the output is a terminal. Yield functions that advance it and that begin the next source."""
+    columns = (TextColumn("{task.description}"), BarColumn(), _Counts(tally), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=sum(source.size for source in sources) or None)
+
+        def begin(source: RunSource) -> None:
+            progress.update(task, description=plain(source.label)[-40:])
+
+        yield lambda size: progress.advance(task, size), begin
+
+
+def _report(tally: Tally, console: Console, *, dry_run: bool) -> None:
+    for fault in tally.faults:
+        console.print(Text(plain(fault)), soft_wrap=True)
+    table = Table("would be imported" if dry_run else "imported", "count", box=None, pad_edge=False)
+    table.columns[1].justify = "right"
+    for noun in ("runs", "points", "media", "logs"):
+        table.add_row("log lines" if noun == "logs" else noun, f"{getattr(tally, noun):,}")
+    for kind, count in sorted(tally.left_out.items(), key=lambda entry: (-entry[1], entry[0])):
+        table.add_row(Text(f"left out: {plain(kind)}"), f"{count:,}")
+    console.print(table)
