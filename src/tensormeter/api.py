@@ -119,7 +119,8 @@ def init(
         defaults: Settings that apply if neither the arguments nor the environment give them, for libraries that call `init` on
             behalf of a script: ``defaults={"project": "my-library"}``. They have no effect on a `Settings` object.
         concurrent: Whether the run is one of several that a library records at once, such as the trials of a sweep. Such a run
-            does not become the current run (see `Run.as_current`), and in a notebook it does not finish the previous runs.
+            does not become the current run (see `Run.as_current`). In a notebook, it does not finish other runs, and they do not
+            finish it.
 
     Raises:
         SettingsError: An argument, a setting or a `TENSORMETER_*` variable is invalid. Other software's invalid
@@ -140,7 +141,7 @@ def init(
     resumed, existence = _check_resume(resume, resolved)
     parent = None if fork_from is None else _parse_parent(fork_from)
     if in_notebook() and not concurrent:
-        open_runs.finish_all()
+        open_runs.finish_replaced()
     resolved = _settings_of_rank(resolved)
     _warn_of_signals(resolved)
     if resolved.mode == "online":

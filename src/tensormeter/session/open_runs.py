@@ -17,13 +17,13 @@ from tensormeter.session import exit_hooks
 if TYPE_CHECKING:
     from tensormeter.session.run import Run
 
-__all__ = ["add", "all_open", "as_current", "current_run", "finish_all", "remove"]
+__all__ = ["add", "all_open", "as_current", "current_run", "finish_all", "finish_replaced", "remove"]
 
 _open: Final[list["Run"]] = []
 """Unfinished runs, in the order in which they were started."""
 
 _concurrent: Final[list["Run"]] = []
-"""Unfinished runs that do not become the current run when they start."""
+"""Unfinished runs that do not become the current run when they start, and that no other run replaces."""
 
 _started_here: Final[ContextVar[tuple["Run", ...]]] = ContextVar("tensormeter_runs", default=())
 """Runs that this thread or task, or the task that created it, has started. Finished runs are removed with the next start."""
@@ -86,8 +86,17 @@ def as_current(run: "Run") -> Iterator[None]:
 
 def finish_all() -> None:
     """Finish all unfinished runs, latest first, with a state that depends on how the process ends."""
+    _finish(all_open())
+
+
+def finish_replaced() -> None:
+    """Finish the unfinished runs that a new run in a notebook replaces: all that are not concurrent."""
+    _finish([run for run in all_open() if run not in _concurrent])
+
+
+def _finish(runs: list["Run"]) -> None:
     outcome = exit_hooks.outcome()
-    for run in reversed(all_open()):
+    for run in reversed(runs):
         run._end(outcome, run.settings.finish_timeout)
 
 
