@@ -1,0 +1,122 @@
+"""Records what summary writers of torch and tensorboardX write, next to their event files.
+
+``stop = tensormeter.tensorboard.sync.start()`` records scalars, images, histograms, texts, audio clips, PR curves and hyperparameters
+in the current run, with their steps, from then on and from all threads. The event files are still written. ``stop()`` ends this.
+"""
+
+import importlib
+import importlib.util
+import threading
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Final
+
+from tensormeter.logger import get_logger
+from tensormeter.record.warn_once import WarnOnce, describe
+from tensormeter.session import open_runs
+from tensormeter.session.run import Run
+from tensormeter.tensorboard.events import record_event
+from tensormeter.tensorboard.folders import namespaces_of
+
+__all__ = ["start"]
+
+logger: Final = get_logger()
+
+_notices: Final = WarnOnce()
+
+_MODULES: Final = ("tensorboard.summary.writer.event_file_writer", "tensorboardX.event_file_writer")
+"""Modules with a class `EventFileWriter`, which receives each event before it is written to a file."""
+
+_receivers: Final[list[Run]] = []
+"""Runs that receive the events. A run may be listed several times."""
+
+_patched: Final[list[tuple[Any, Any, Any]]] = []
+"""Classes whose `add_event` has been replaced, with the original function and the new one."""
+
+_lock: Final = threading.Lock()
+
+
+def start(run: Run | None = None) -> Callable[[], None]:
+    """Record in a run what summary writers of this process write from now on, also in other threads.
+
+    Tags become the names of metrics. If writers use several folders, the tags of the second and later folders get the folder's path
+    as a prefix, as in W&B. Writers of `tensormeter.tensorboard` record their values themselves.
+
+    The call imports the packages `tensorboard` and `tensorboardX`, if they are installed. Recording never raises. TensorFlow's
+    own writers are not supported.
+
+    Args:
+        run: Run that receives the values. Default: the current run.
+
+    Returns:
+        Function that ends the recording. Further calls of it do nothing.
+    """
+    receiver = run if run is not None else open_runs.current_run()
+    if receiver is None:
+        logger.warning(
+            "tensorboard.sync: there is no unfinished run, so nothing is recorded; call tensormeter.init() first"
+        )
+        return lambda: None
+    with _lock:
+        _receivers.append(receiver)
+        if not _patched:
+            for name in _MODULES:
+                _patch(name)
+        if not _patched:
+            _notices.once(
+                "packages",
+                "tensorboard.sync: neither tensorboard nor tensorboardX is installed, so nothing is recorded",
+            )
+    is_active = [True]
+
+    def stop() -> None:
+        with _lock:
+            if not is_active:
+                return
+            is_active.clear()
+            _receivers.remove(receiver)
+            if not _receivers:
+                _restore()
+
+    return stop
+
+
+def _patch(name: str) -> None:
+    """Replace the method that receives events. Does nothing if the package is not installed, or cannot be imported."""
+    try:
+        if importlib.util.find_spec(name.partition(".")[0]) is None:
+            return
+        writer = importlib.import_module(name).EventFileWriter
+        original = writer.add_event
+    except Exception as error:  # a broken installation may raise anything
+        _notices.once(
+            name, "tensorboard.sync: cannot import %s, so its writers are not recorded: %s", name, describe(error)
+        )
+        return
+
+    @wraps(original)
+    def add_event(self: Any, event: Any, *arguments: Any, **named: Any) -> Any:
+        for receiver in tuple(dict.fromkeys(_receivers)):
+            _record(receiver, self, event)
+        return original(self, event, *arguments, **named)
+
+    writer.add_event = add_event
+    _patched.append((writer, original, add_event))
+
+
+def _record(run: Run, writer: Any, event: Any) -> None:
+    if run.finished:
+        return
+    try:
+        folder = str(writer.get_logdir())
+        record_event(run, event, namespaces_of(run).prefix(folder))
+    except Exception as error:  # an event of another version may have any contents; the training goes on
+        _notices.once(type(error), "tensorboard.sync: an event is not recorded: %s", describe(error))
+
+
+def _restore() -> None:
+    """Restore the original methods. If other software has replaced them since, the replacements stay and record nothing."""
+    for writer, original, replacement in _patched:
+        if writer.add_event is replacement:
+            writer.add_event = original
+    _patched.clear()
