@@ -112,7 +112,7 @@ def join_run(folder: str, run: Run | None, options: Mapping[str, Any], *, is_def
 def log_finished_run(
     parent: Run, name: str, config: Mapping[str, Any], metrics: Mapping[str, Any], step: int | None
 ) -> None:
-    """Record a run that has only a configuration and results, in the group of another run. Does not wait for delivery.
+    """Record a run that has only a configuration and results, in the group of another run, and wait for its delivery.
 
     Args:
         parent: Run whose settings apply. Its group, or else its name, becomes the group.
@@ -124,7 +124,7 @@ def log_finished_run(
     settings = parent.settings.replace(run_id=None, name=name, group=parent.group or parent.name, attempt=None)
     run = api.init(config=dict(config), settings=settings, concurrent=True)
     run.log(metrics, 0 if step is None else step)
-    run.finish(timeout=0)
+    run.finish()
 
 
 def _start(folder: str, key: str, options: Mapping[str, Any], *, is_default: bool) -> Run:
