@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from tensormeter.conventions.attempt_number import MAX_ATTEMPT
-from tensormeter.conventions.labels import LONGEST_LABEL
+from tensormeter.conventions.labels import LONGEST_LABEL, LONGEST_NAME
 from tensormeter.conventions.limits import METRIC_NAMES
 from tensormeter.disk.user_folders import user_state_folder
 from tensormeter.environment import inherited
@@ -85,7 +85,6 @@ _OPTIONS_OF_THE_RUN: Final = ("max_export_batch_size", "schedule_delay")
 """Settings that apply to the whole run and cannot be set per destination."""
 
 _LONGEST_NOTES: Final = 65_536
-_LONGEST_NAME: Final = 1_024
 _DAY: Final = 86_400
 
 
@@ -143,7 +142,7 @@ class Settings:
         None,
         "TENSORMETER_NAME",
         shown="the run ID",
-        check=optional(label("name", _LONGEST_NAME)),
+        check=optional(label("name", LONGEST_NAME)),
         help="Display name of the run.",
     )
     group: str = setting(

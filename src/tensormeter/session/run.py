@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
+from tensormeter.conventions.labels import LONGEST_NAME, fit_label
 from tensormeter.conventions.limits import ALERT_CHARACTERS, TITLE_CHARACTERS
 from tensormeter.conventions.semconv import ALERT_EVENT
 from tensormeter.errors import RingError
@@ -445,6 +446,11 @@ class Run:
                 print_end(self.settings, self.id, self.name, outcome.state, delivery)
 
     @property
+    def _next_step(self) -> int:
+        """Step of the next row if its log call does not specify a step (see `Recorder.next_step`)."""
+        return self._process.recorder.next_step if self._process is not None else 0
+
+    @property
     def _prints(self) -> bool:
         """Whether this process prints where the run is. One process of a run does."""
         return self._parent is None and not self.settings.quiet and is_leader(self.settings)
@@ -547,6 +553,13 @@ class Run:
             return
         self._identity = replace(self._identity, resource=merged)
         if self._process is not None and self._process.is_this:
+            self._process.describe(self._identity)
+
+    def _rename(self, name: str) -> None:
+        """Change the display name. The server shows it once further data has arrived."""
+        self.name = fit_label(name, LONGEST_NAME) or self.id
+        self._identity = replace(self._identity, name=self.name)
+        if self._process is not None and self._process.is_this and not self._finished:
             self._process.describe(self._identity)
 
     def _use_writer(self, writer: Writer) -> None:
