@@ -31,7 +31,6 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "ui"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "exporters"))
 
 NAMES = ("tensormeter", "wandb, offline", "trackio", "tensorboard", "mlflow, async")
 SETTLE_S = 180
@@ -198,7 +197,7 @@ _SECTIONS = ("info", "reward", "layers")
 
 
 def _kept_by_wandb(folder: Path) -> int:
-    from wandb_records import records, rows
+    from support.wandb_records import records, rows
 
     kept = 0
     for path in folder.rglob("*.wandb"):

@@ -11,7 +11,7 @@ from tensormeter.environment.otlp import belongs_to_opentelemetry, read_targets
 from tensormeter.errors import SettingsError, join_choices
 from tensormeter.exporter import check_exporters
 from tensormeter.logger import get_logger
-from tensormeter.packages import problem_with
+from tensormeter.packages import is_replaced, problem_with
 from tensormeter.record.warn_once import WarnOnce
 from tensormeter.resource import describe_rank
 from tensormeter.session import open_runs
@@ -142,7 +142,7 @@ def init(
     parent = None if fork_from is None else _parse_parent(fork_from)
     if in_notebook() and not concurrent:
         open_runs.finish_replaced()
-    resolved = _settings_of_rank(resolved)
+    resolved = _without_replaced_packages(_settings_of_rank(resolved))
     _warn_of_signals(resolved)
     if resolved.mode == "online":
         _warn_of_packages(resolved, _check_targets(resolved))
@@ -344,6 +344,21 @@ def _settings_of_rank(settings: Settings) -> Settings:
             rank,
         )
     return settings
+
+
+def _without_replaced_packages(settings: Settings) -> Settings:
+    """Return settings with which the agent can import the packages of destinations.
+
+    In this process, `tensormeter.wandb.install` may have put another module into the place of W&B's package.
+    """
+    kinds = {destination.partition(":")[0] for destination in settings.exporters}
+    if settings.agent != "thread" or settings.mode != "online" or "wandb" not in kinds or not is_replaced("wandb"):
+        return settings
+    logger.warning(
+        "the agent runs in a process instead of a thread, because the destination 'wandb' needs W&B's package, which "
+        "wandb.install() has replaced in this process"
+    )
+    return settings.replace(agent="process")
 
 
 def _check_targets(settings: Settings) -> set[str]:

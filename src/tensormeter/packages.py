@@ -7,10 +7,11 @@ import importlib.metadata
 import importlib.util
 import json
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Final
 
-__all__ = ["PACKAGES", "problem_with"]
+__all__ = ["PACKAGES", "STAND_IN_MARK", "is_replaced", "problem_with"]
 
 PACKAGES: Final = {
     "grpc": ("grpcio",),
@@ -22,16 +23,26 @@ PACKAGES: Final = {
 """Import names of the packages, with the distributions that install them."""
 
 
+STAND_IN_MARK: Final = "__tensormeter_stand_in__"
+"""Attribute of a module that was installed in the place of a package (see `tensormeter.wandb.install`)."""
+
+
+def is_replaced(package: str) -> bool:
+    """Return whether a module of tensormeter takes the place of a package in this process."""
+    return bool(getattr(sys.modules.get(package), STAND_IN_MARK, False))
+
+
 def problem_with(package: str) -> str:
     """Return why importing one of `PACKAGES` will probably fail, or "" if it should succeed.
 
     A plain folder with the package's name is ignored: W&B, for example, writes to a folder `wandb` in the working
     directory. The call blocks for a few milliseconds while it accesses the disk.
     """
-    if sys.modules.get(package) is not None:
+    replaced = is_replaced(package)
+    if sys.modules.get(package) is not None and not replaced:
         return ""
     try:
-        spec = importlib.util.find_spec(package)
+        spec = _find_replaced(package) if replaced else importlib.util.find_spec(package)
     except (ImportError, ValueError):  # ValueError: a module with that name but without a spec was imported
         spec = None
     if spec is None or spec.origin is None:
@@ -44,6 +55,15 @@ def problem_with(package: str) -> str:
     if any(_same(origin, file) for file in files):
         return ""
     return f"the package {package!r} would be imported from {origin.parent}, which is not an installed package"
+
+
+def _find_replaced(package: str) -> ModuleSpec | None:
+    """Return the spec of a package whose place a module of tensormeter takes. `find_spec` would return that module's."""
+    for finder in sys.meta_path:
+        spec = finder.find_spec(package, None)
+        if spec is not None:
+            return spec
+    return None
 
 
 def _distribution(name: str) -> importlib.metadata.Distribution | None:

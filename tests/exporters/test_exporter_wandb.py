@@ -4,9 +4,9 @@ import json
 import re
 
 import pytest
-from wandb_records import nested, records, rows
 
 from support.processes import TESTS, run_python
+from support.wandb_records import nested, records, rows
 from tensormeter_exporters.wandb.journal import Journal
 
 SETUP = """

@@ -13,9 +13,9 @@ import odd_items
 import pytest
 import urllib3
 from odd_items import CONFIG, CONTROLS, GOOD_IMAGES, KEYS, STEPS, TABLES, TEXTS, VALUES
-from wandb_records import nested, records, rows
 
 from support.processes import run_python
+from support.wandb_records import nested, records, rows
 
 NUMBERS = range(len(KEYS))
 

@@ -1,0 +1,81 @@
+"""The run that `wandb.run` refers to, and the other runs of this package.
+
+As in W&B, one run is current in all threads: the latest one that `init` has started, except for runs with
+`reinit="create_new"`. If there is none, but the script has started a run with `tensormeter.init`, that run is current.
+"""
+
+import os
+import weakref
+from typing import TYPE_CHECKING, Final
+
+from tensormeter.session import open_runs
+from tensormeter.session.run import Run as RecordedRun
+from tensormeter.session.run import before_finish
+from tensormeter.wandb.sdk.wandb_config import Config
+
+if TYPE_CHECKING:
+    from tensormeter.wandb.sdk.wandb_run import Run
+
+__all__ = ["active_runs", "adopted_run", "current_run", "register", "set_current", "take_config"]
+
+run: "Run | None" = None
+"""The current run that `init` has started. Use `current_run`, which also looks for other runs."""
+
+before_init: Config = Config()
+"""Configuration that was set before `init`; the next run starts with it."""
+
+_runs: Final["weakref.WeakKeyDictionary[RecordedRun, Run]"] = weakref.WeakKeyDictionary()
+"""The runs of this package, by the run that records them."""
+
+
+def current_run() -> "Run | None":
+    """Return the current run, or None if there is no unfinished one."""
+    if run is not None and not run.finished:
+        return run
+    return adopted_run()
+
+
+def adopted_run() -> "Run | None":
+    """Return the current run that `tensormeter.init` has started, or None."""
+    recorded = open_runs.current_run()
+    if recorded is None:
+        return None
+    adopted = _runs.get(recorded)
+    if adopted is None:
+        from tensormeter.wandb.sdk.wandb_run import AdoptedRun
+
+        adopted = _runs[recorded] = AdoptedRun(recorded)
+    return adopted if adopted.is_adopted else None
+
+
+def register(started: "Run", recorded: RecordedRun) -> None:
+    """Add a run that `init` has started."""
+    _runs[recorded] = started
+
+
+def set_current(started: "Run | None") -> None:
+    """Make a run the current one, or none."""
+    global run
+    run = started
+
+
+def active_runs() -> "list[Run]":
+    """Return the unfinished runs that `init` has started in this process, oldest first."""
+    runs = [_runs.get(recorded) for recorded in open_runs.all_open()]
+    return [each for each in runs if each is not None and each.pid == os.getpid() and not each.is_adopted]
+
+
+def take_config() -> Config:
+    """Return the configuration that was set before `init`, and begin a new one."""
+    global before_init
+    taken, before_init = before_init, Config()
+    return taken
+
+
+def _prepare_to_finish(recorded: RecordedRun) -> None:
+    finishing = _runs.get(recorded)
+    if finishing is not None:
+        finishing.before_finish()
+
+
+before_finish.append(_prepare_to_finish)

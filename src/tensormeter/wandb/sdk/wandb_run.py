@@ -1,0 +1,578 @@
+"""The object that `init` returns: W&B's run on top of a `tensormeter.Run`."""
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
+
+from tensormeter.conventions.limits import METRIC_NAMES
+from tensormeter.errors import UsageError
+from tensormeter.record.values.classify import classify_step
+from tensormeter.ring.format import AUTOMATIC_STEPS
+from tensormeter.session.run import Run as RecordedRun
+from tensormeter.wandb import current
+from tensormeter.wandb.artifacts import Artifact, record_artifact, save_files
+from tensormeter.wandb.flat_rows import NUMBERS, flatten
+from tensormeter.wandb.notices import refuse, warn_ignored, warn_once
+from tensormeter.wandb.sdk.wandb_config import Config
+from tensormeter.wandb.sdk.wandb_metric import Metric, definition
+from tensormeter.wandb.sdk.wandb_settings import Settings
+from tensormeter.wandb.sdk.wandb_summary import Summary
+
+__all__ = ["AdoptedRun", "Run", "RunStatus"]
+
+_ALERT_WAIT: Final = 60.0
+"""Seconds within which a second alert with the same title is not recorded, by default, as in W&B."""
+
+
+class RunStatus(NamedTuple):
+    """The status of a run. The agent delivers data in the background, so this process has nothing to sync."""
+
+    sync_items_total: int = 0
+    sync_items_pending: int = 0
+    sync_time: None = None
+
+
+class Run:
+    """A run in progress, created by `init`.
+
+    Steps follow W&B's rules. `log` without a step writes to the current step and then goes on to the next one. `log` with a step
+    makes it the current one, and keeps it open for further values. Unlike in W&B, each call records its row at once, except for
+    rows with `commit=False`. Rows whose step is lower than the current one are recorded, too.
+
+    Thread-safe like `tensormeter.Run`. Two threads that log without a step at the same moment may share one.
+
+    Attributes:
+        config: Configuration of the run.
+        summary: Summary of the run.
+        settings: Settings that `init` received.
+        entity: W&B user or team that `init` received, or "".
+        pid: ID of the process that created this object.
+        resumed: Whether the run had an earlier attempt.
+        sweep_id: None, as for all runs without a sweep.
+        start_time: Time when the run was started, in seconds since the Unix epoch.
+    """
+
+    is_adopted = False
+    sweep_id = None
+    sweep_url = None
+    project_url = None
+    disabled_reason = ""
+
+    def __init__(
+        self,
+        recorded: RecordedRun,
+        config: Mapping[str, Any] | None = None,
+        *,
+        entity: str = "",
+        folder: str | Path | None = None,
+        settings: Settings | None = None,
+        first_step: int | None = None,
+    ) -> None:
+        """Wrap a started run. Call `init` instead.
+
+        Args:
+            recorded: Run that records the data.
+            config: Configuration that the run was started with.
+            entity: Value of `Run.entity`.
+            folder: Folder for `Run.dir`. Default: the working folder.
+            settings: Value of `Run.settings`.
+            first_step: First step. Default: 0, or the step after the last one of earlier attempts.
+        """
+        self._recorded = recorded
+        self._config = Config(config, self._record_config)
+        self._latest: dict[str, Any] = {}
+        self._summary = Summary(self._latest, self._record_summary)
+        self._step = recorded._next_step if first_step is None else first_step
+        self._starting_step = self._step
+        self._pending: dict[str, Any] = {}
+        self._lock = threading.RLock()
+        self._folder = Path(os.path.abspath(folder or "."))
+        self._dir: Path | None = None
+        self._alerts: dict[str, float] = {}
+        self._at_finish: list[Callable[[], None]] = []
+        self._is_preempting = False
+        self._resume_file: Path | None = None
+        self._name, self._tags, self._notes = recorded.name, recorded.tags, recorded.notes
+        self.settings = settings or Settings()
+        self.entity = entity
+        self.pid = os.getpid()
+        self.start_time = time.time()
+        self.resumed = recorded.attempt > 1 or recorded._identity.resume
+
+    def log(self, data: Mapping[str, Any], step: Any = None, commit: bool | None = None, sync: Any = None) -> None:
+        """Record values. Returns immediately, and does not raise because of a value (see `tensormeter.Run.log`).
+
+        Args:
+            data: Values by name. Values of nested mappings have names with dots, such as `train.loss`.
+            step: Step of the values. Default: the current step.
+            commit: Whether to go on to the next step afterwards. Default: True without a step, and False with one. With False,
+                numbers and texts wait for the next call, the next step or the end of the run, and are recorded in one row with its
+                values; the last value of each name counts.
+            sync: Ignored.
+        """
+        if commit is None and not self._pending and (step is None or type(step) is int):
+            try:
+                for value in data.values():
+                    if type(value) not in NUMBERS:
+                        break
+                else:
+                    now = self._step
+                    if step is None:
+                        step = now
+                        self._step = now + 1
+                    elif step > now:
+                        self._step = step
+                    elif step < now:
+                        self._note_earlier(step)
+                    self._recorded.log(data, step)
+                    if len(self._latest) < METRIC_NAMES:
+                        self._latest.update(data)
+                    return
+            except AttributeError:  # not a mapping, which the recorder warns about
+                pass
+        self._log(data, step, commit)
+
+    def _log(self, data: Mapping[str, Any], step: Any, commit: bool | None) -> None:
+        """Record values of any type, or values that wait."""
+        values = flatten(data)
+        if values is None:  # not a mapping
+            self._recorded.log(data)
+            return
+        with self._lock:
+            at = self._open_step(step)
+            self._latest.update({key: value for key, value in values.items() if type(value) in NUMBERS})
+            if commit is False:
+                waiting = {key: value for key, value in values.items() if type(value) in NUMBERS or type(value) is str}
+                values = {key: value for key, value in values.items() if key not in waiting}
+                self._pending.update(waiting)
+            elif self._pending and at == self._step:
+                values, self._pending = {**self._pending, **values}, {}
+            if commit or (commit is None and step is None):
+                self._step = at + 1 if at == self._step else self._step
+        if values:
+            self._recorded.log(values, at)
+
+    def _open_step(self, step: Any) -> Any:
+        """Return the step of a row, which becomes the current one unless it is lower. A higher one writes the pending row."""
+        if step is None:
+            return self._step
+        try:
+            at = classify_step(step)
+        except Exception:  # the recorder warns about it, and uses the next step
+            return step
+        if at > self._step or self._step >= AUTOMATIC_STEPS:
+            self._flush()
+            self._step = at
+        elif at < self._step:
+            self._note_earlier(at)
+        return at
+
+    def _note_earlier(self, step: int) -> None:
+        """Handle a step that is lower than the current one, which may also be unknown because the run is resumed."""
+        if self._step >= AUTOMATIC_STEPS:
+            self._flush()
+            self._step = step
+        else:
+            warn_once(
+                "earlier step",
+                "wandb.log: step %d is lower than the current step %d; it is recorded at step %d, although W&B would drop it",
+                *(step, self._step, step),
+            )
+
+    def _flush(self) -> None:
+        """Record the values that wait for a commit."""
+        with self._lock:
+            values, self._pending = self._pending, {}
+        if values:
+            self._recorded.log(values, self._step)
+
+    def before_finish(self) -> None:
+        """Record the values that wait, and stop helpers. `Run.finish` and the end of the process call this."""
+        if self.pid == os.getpid():
+            while self._at_finish:
+                self._at_finish.pop()()
+        self._flush()
+
+    def define_metric(
+        self,
+        name: Any,
+        step_metric: Any = None,
+        step_sync: bool | None = None,
+        hidden: bool | None = None,
+        summary: str | None = None,
+        goal: str | None = None,
+        overwrite: bool | None = None,
+        **named: Any,
+    ) -> Metric:
+        """Define the x axis and the summary of a metric.
+
+        Args:
+            name: Name of the metric, or a pattern that ends with `*`.
+            step_metric: Name of the metric that charts use as the x axis.
+            step_sync: Ignored: a point's x is always the latest value of the step metric.
+            hidden: Ignored with a warning.
+            summary: `min`, `max`, `mean`, `last`, `best` (with `goal`) or `none`, or several between commas, the first of them.
+            goal: `minimize` or `maximize`.
+            overwrite: Ignored: the latest definition of each property applies.
+            named: Unknown arguments, which cause a warning.
+        """
+        if hidden:
+            warn_ignored("define_metric(hidden=)", "the page hides no charts by name")
+        metric = Metric(str(name), step_metric, summary, goal)
+        pattern, statistic, axis = definition(metric)
+        try:
+            self._recorded.define_metric(pattern, summary=statistic, step_metric=axis)
+        except UsageError as error:
+            warn_once(("define_metric", pattern), "%s", error)
+        return metric
+
+    @property
+    def config(self) -> Config:
+        return self._config
+
+    @config.setter
+    def config(self, values: Any) -> None:
+        if values is not self._config:
+            self._config.update(values)
+
+    @property
+    def summary(self) -> Summary:
+        return self._summary
+
+    @summary.setter
+    def summary(self, values: Any) -> None:
+        if values is not self._summary:
+            self._summary.update(values)
+
+    @property
+    def id(self) -> str:
+        return self._recorded.id
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self._name = str(name)
+        self._recorded._rename(self._name)
+
+    @property
+    def project(self) -> str:
+        return self._recorded.project
+
+    @property
+    def group(self) -> str:
+        return self._recorded.group
+
+    @property
+    def job_type(self) -> str:
+        return self._recorded.job_type
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return self._tags
+
+    @tags.setter
+    def tags(self, tags: Sequence[str]) -> None:
+        self._tags = tuple(map(str, [tags] if isinstance(tags, str) else tags))
+        warn_ignored("wandb.run.tags = ...", "edit the tags on the page, or pass tags= to wandb.init")
+
+    @property
+    def notes(self) -> str:
+        return self._notes
+
+    @notes.setter
+    def notes(self, notes: str) -> None:
+        self._notes = str(notes)
+        warn_ignored("wandb.run.notes = ...", "edit the notes on the page, or pass notes= to wandb.init")
+
+    @property
+    def url(self) -> str | None:
+        """Address of the run's page; None if the run is disabled or no experiment server receives it."""
+        return self._recorded.url
+
+    @property
+    def path(self) -> str:
+        """Entity (if given), project and ID, between slashes."""
+        return "/".join(filter(None, (self.entity, self.project, self.id)))
+
+    @property
+    def dir(self) -> str:
+        """Folder for files of the run, which is created when it is first asked for. Its files stay where they are."""
+        if self._dir is None:
+            started = time.strftime("%Y%m%d_%H%M%S", time.localtime(self.start_time))
+            folder = self._folder / "wandb" / f"run-{started}-{self.id}" / "files"
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                folder = Path(tempfile.mkdtemp(prefix="wandb-"))
+                warn_once("dir", "wandb.run.dir: using %s, because %s: %s", folder, self._folder, error.strerror)
+            self._dir = folder
+        return str(self._dir)
+
+    @property
+    def sync_dir(self) -> str:
+        return os.path.dirname(self.dir)
+
+    @property
+    def step(self) -> int:
+        """Current step: that of the next `log` call without a step.
+
+        In a resumed run, the server is asked for the last step of earlier attempts, once. The call then blocks for up to some
+        seconds. If the server does not respond, the steps count from 0.
+        """
+        if self._step >= AUTOMATIC_STEPS:
+            return self._step - AUTOMATIC_STEPS + self._first_step_on_server()
+        return self._step
+
+    @property
+    def starting_step(self) -> int:
+        """Step with which this attempt began."""
+        if self._starting_step >= AUTOMATIC_STEPS:
+            return self._first_step_on_server()
+        return self._starting_step
+
+    def _first_step_on_server(self) -> int:
+        from tensormeter.wandb.resumed_step import first_step
+
+        if "_server_step" not in self.__dict__:
+            self._server_step = first_step(self._recorded)
+        return self._server_step
+
+    @property
+    def disabled(self) -> bool:
+        return self._recorded.settings.mode == "disabled"
+
+    @property
+    def offline(self) -> bool:
+        return self._recorded.settings.mode == "offline"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has finished in this process."""
+        return self._recorded.finished
+
+    def get_url(self) -> str | None:
+        return self.url
+
+    def get_project_url(self) -> None:
+        return None
+
+    def get_sweep_url(self) -> None:
+        return None
+
+    def project_name(self) -> str:
+        return self.project
+
+    def status(self) -> RunStatus:
+        return RunStatus()
+
+    def alert(self, title: str, text: str = "", level: Any = None, wait_duration: Any = None) -> None:
+        """Record an alert, unless one with the same title was recorded recently.
+
+        Args:
+            title: Title.
+            text: Description.
+            level: `INFO` (default), `WARN` or `ERROR`, as text or `AlertLevel`.
+            wait_duration: Seconds or `timedelta` within which alerts with the same title are not recorded. Default: 60.
+        """
+        wait = _ALERT_WAIT if wait_duration is None else wait_duration
+        seconds = wait.total_seconds() if hasattr(wait, "total_seconds") else float(wait)
+        now = time.monotonic()
+        with self._lock:
+            if now - self._alerts.get(str(title), float("-inf")) < seconds:
+                return
+            self._alerts[str(title)] = now
+        self._recorded.alert(title, text, "INFO" if level is None else level)
+
+    def watch(
+        self,
+        models: Any,
+        criterion: Any = None,
+        log: str | None = "gradients",
+        log_freq: int = 1000,
+        idx: int | None = None,
+        log_graph: bool = False,
+    ) -> None:
+        """Log norms and distributions of gradients or parameters every `log_freq` optimizer steps (see `tensormeter.watch`).
+
+        Args:
+            models: A model, or several.
+            criterion: Ignored.
+            log: `gradients`, `parameters`, `all`, or None for nothing.
+            log_freq: Number of optimizer steps between two rows.
+            idx: Ignored.
+            log_graph: Ignored with a warning.
+        """
+        if log_graph:
+            warn_ignored("wandb.watch(log_graph=)", "graphs of models are not recorded")
+        if log is None:
+            return
+        for model in models if isinstance(models, list | tuple) else [models]:
+            try:
+                self._recorded.watch(model, log, every=log_freq)  # type: ignore[arg-type]
+            except UsageError as error:
+                warn_once(("watch", str(error)), "wandb.watch: %s", error)
+
+    def unwatch(self, models: Any = None) -> None:
+        """Stop watching some models. Default: all."""
+        for model in models if isinstance(models, list | tuple) else [models]:
+            self._recorded.unwatch(model)
+
+    def log_artifact(
+        self,
+        artifact_or_path: Any,
+        name: str | None = None,
+        type: str | None = None,
+        aliases: Any = None,
+        tags: Any = None,
+    ) -> Artifact:
+        """Record where an artifact's files are, with their sizes and digests. The files stay where they are.
+
+        Args:
+            artifact_or_path: `Artifact`, or path of a file or folder, or an address.
+            name: Name of the artifact. Default: the artifact's name, or the last part of the path.
+            type: Type of the artifact. Default: the artifact's type, or "unspecified".
+            aliases: Names for this version.
+            tags: Recorded as further aliases.
+        """
+        return record_artifact(self, artifact_or_path, name, type, [*_list(aliases), *_list(tags)])
+
+    upsert_artifact = finish_artifact = log_artifact
+
+    def log_model(self, path: Any, name: str | None = None, aliases: Any = None) -> Artifact:
+        """Record where the files of a model are. See `log_artifact`."""
+        return self.log_artifact(path, name or f"run-{self.id}-{os.path.basename(os.fspath(path))}", "model", aliases)
+
+    def save(
+        self, glob_str: Any = None, base_path: Any = None, policy: str = "live", glob: bool = True
+    ) -> list[str] | bool:
+        """Record where files are, with their sizes and digests. They stay where they are.
+
+        Args:
+            glob_str: Path or pattern of files. Without it, the call does nothing and returns True.
+            base_path: Folder to which the names of the files are relative. Default: the working folder.
+            policy: Ignored: each file is described soon after the call.
+            glob: Whether `*`, `?` and `[...]` in `glob_str` form a pattern.
+
+        Returns:
+            Paths of the files.
+        """
+        return True if glob_str is None else save_files(self, glob_str, base_path, glob=glob)
+
+    def log_code(
+        self, root: str | None = ".", name: str | None = None, include_fn: Any = None, exclude_fn: Any = None
+    ) -> None:
+        """Do nothing but warn once. The setting `record_code` records the script's source and uncommitted changes."""
+        warn_ignored(
+            "run.log_code",
+            "the script's source, the commit and uncommitted changes are recorded by init (save_code=True)",
+        )
+
+    def mark_preempting(self) -> None:
+        """Record a failed end of this run as `preempted`. SIGTERM also does this."""
+        self._is_preempting = True
+
+    def use_artifact(self, *arguments: Any, **named: Any) -> Any:
+        refuse(
+            "run.use_artifact", "read the file from where it is stored; W&B's API still serves artifacts of old runs"
+        )
+
+    def use_model(self, *arguments: Any, **named: Any) -> Any:
+        refuse("run.use_model", "read the file from where it is stored")
+
+    def restore(self, *arguments: Any, **named: Any) -> Any:
+        refuse("run.restore", "read the file from where the earlier run stored it")
+
+    def link_artifact(self, *arguments: Any, **named: Any) -> None:
+        warn_ignored("run.link_artifact", "there is no registry of artifacts")
+
+    def link_model(self, *arguments: Any, **named: Any) -> None:
+        warn_ignored("run.link_model", "there is no registry of models")
+
+    def display(self, *arguments: Any, **named: Any) -> bool:
+        """Return False, because the run is not displayed in notebooks."""
+        return False
+
+    def to_html(self, *arguments: Any, **named: Any) -> str:
+        """Return a link to the run's page."""
+        from html import escape
+
+        return f'<a href="{escape(self.url or "")}">{escape(self.name)}</a>'
+
+    def finish(self, exit_code: int | None = None, quiet: bool | None = None) -> None:
+        """End the run, and wait for delivery (see `tensormeter.Run.finish`).
+
+        Args:
+            exit_code: 0 for a finished run (default), and another number for a failed one.
+            quiet: Ignored; set `WANDB_SILENT`.
+        """
+        failed = exit_code not in (None, 0)
+        if failed and self._is_preempting:
+            self._recorded.finish("preempted")
+        else:
+            self._recorded.finish(exit_code=exit_code)
+        self._ended(failed=failed)
+
+    join = finish
+
+    @property
+    def recorded(self) -> RecordedRun:
+        """The `tensormeter.Run` that records the data."""
+        return self._recorded
+
+    def at_finish(self, stop: Callable[[], None]) -> None:
+        """Call a function before the run finishes in this process."""
+        self._at_finish.append(stop)
+
+    def forget_when_finished(self, path: Path) -> None:
+        """Delete a file when the run finishes without an error."""
+        self._resume_file = path
+
+    def _ended(self, *, failed: bool) -> None:
+        if current.run is self:
+            current.set_current(None)
+        if self._resume_file is not None and not failed and self.pid == os.getpid():
+            self._resume_file.unlink(missing_ok=True)
+
+    def _record_config(self, values: Mapping[str, Any]) -> None:
+        view = self._recorded.config
+        nested = {key: value for key, value in values.items() if isinstance(value, Mapping)}
+        view.update({key: value for key, value in values.items() if key not in nested})
+        for key, value in nested.items():  # W&B replaces nested values, and `update` would merge them
+            view[key] = value
+
+    def _record_summary(self, values: Mapping[str, Any]) -> None:
+        self._recorded.summary.update(dict(values))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._recorded.__exit__(kind, error, trace)
+        self._ended(failed=kind is not None)
+
+    def __repr__(self) -> str:
+        return f"<tensormeter.wandb.Run {self.path} {self.name!r}>"
+
+
+class AdoptedRun(Run):
+    """A run that `tensormeter.init` has started. Its steps go on from the last row, which the script may also have logged with `tensormeter.log`."""
+
+    is_adopted = True
+
+    def log(self, data: Mapping[str, Any], step: Any = None, commit: bool | None = None, sync: Any = None) -> None:
+        self._step = max(self._step, self._recorded._next_step)
+        super().log(data, step, commit, sync)
+
+
+def _list(names: Any) -> list[str]:
+    return [] if names is None else [names] if isinstance(names, str) else list(names)

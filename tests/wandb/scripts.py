@@ -1,0 +1,35 @@
+"""Small scripts in the manner of public ones. They run with W&B's package and with `tensormeter.wandb`."""
+
+STEPS = """
+import numpy as np
+import torch
+
+run = wandb.init(project="steps", name="a run", config={"lr": 0.1, "betas": (0.9, 0.99), "model": {"depth": 2}})
+for i in range(4):
+    wandb.log({"loss": 1 / (i + 1), "np": np.float32(i)}, step=2 * i)
+    wandb.log({"eval": {"acc": i, "deep": {"er": 0.5}}}, step=2 * i)
+wandb.log({"same row as step 6": 1})
+wandb.log({"tensor": torch.tensor(1.5), "bool": True})
+wandb.log(data={"last": 2})
+wandb.log({"merged": 1, "kept": 3}, commit=False)
+wandb.log({"merged": 2}, commit=False)
+wandb.log({"committed": 4})
+wandb.log({"a": 1}, step=20, commit=True)
+wandb.log({"b": 2})
+run.log({"c": 3})
+wandb.log({"pending": 1}, commit=False)
+wandb.log({"next": 1}, step=40)
+wandb.log({"tail": 1}, commit=False)
+wandb.config.later = "x"
+wandb.config["nested"] = {"a": [1, 2]}
+wandb.config.update({"lr": 0.2, "seed": 1}, allow_val_change=True)
+wandb.config.setdefaults({"seed": 5, "other": None})
+print("step", wandb.run.step, wandb.run.name, wandb.run.project, sorted(wandb.config.keys()))
+wandb.finish()
+print("run", wandb.run)
+"""
+
+PENDING = """
+wandb.init(project="pending")
+wandb.log({"loss": 1}, commit=False)
+"""
