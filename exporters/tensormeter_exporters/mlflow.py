@@ -51,7 +51,7 @@ __all__ = ["MlflowExporter"]
 
 _RUN_TAG: Final = RUN_ID
 _PROCESS_TAG: Final = "tensormeter.process"
-_GROUP_TAG: Final = "tensormeter.group"
+_LABEL_TAGS: Final = {"group": "tensormeter.group", "job_type": "tensormeter.job_type", "notes": MLFLOW_RUN_NOTE}
 _SUMMARY_TAG: Final = "tensormeter.summary."
 _ARTIFACT_TAG: Final = "tensormeter.artifact."
 """Prefix of tags whose values are the places of artifacts, by the artifact's name."""
@@ -343,13 +343,10 @@ class MlflowExporter(DecodingExporter):
         self._artifact(run, f"tables/{path}.json", json.dumps(document, default=str).encode())
 
     def _describe(self, run: str, body: Mapping[str, object], refused: RefusedItems) -> None:
-        """Log group, tags and notes as MLflow tags. Tags that users have edited in MLflow are not overwritten."""
+        """Log group, job type, tags and notes as MLflow tags. Tags that users have edited in MLflow are not overwritten."""
         tags = body.get("tags")
         texts = {self._tags(tag): "true" for tag in tags if isinstance(tag, str)} if isinstance(tags, Sequence) else {}
-        if body.get("group"):
-            texts[_GROUP_TAG] = str(body["group"])
-        if body.get("notes"):
-            texts[MLFLOW_RUN_NOTE] = str(body["notes"])
+        texts |= {tag: str(body[label]) for label, tag in _LABEL_TAGS.items() if body.get(label)}
         known = self._client.get_run(run).data.tags if texts else {}
         fresh = [RunTag(name, text[:_MAX_TAG]) for name, text in texts.items() if name not in known]
         if fresh:

@@ -40,10 +40,12 @@ def test_rows_wait_until_they_are_due_or_wanted(source, spool, open_drain):
 
 
 def test_a_configuration_that_changes_is_told_once(new_source, spool, open_drain):
-    source = new_source({"config": {"lr": 1}, "tags": ["a"], "group": "g"})
+    source = new_source({"config": {"lr": 1}, "tags": ["a"], "group": "g", "job_type": "eval"})
     drain = open_drain(source)
     drain.advance(flush=False)
-    assert take(spool)[1] == [("tensormeter.run.start", {"config": {"lr": 1}, "tags": ["a"], "group": "g"})]
+    assert take(spool)[1] == [
+        ("tensormeter.run.start", {"config": {"lr": 1}, "tags": ["a"], "group": "g", "job_type": "eval"})
+    ]
     before = time.time_ns()
     source.ring.write_documents({"config": {"lr": 2}}, {"config": {"lr": 2}})
     for _ in range(2):

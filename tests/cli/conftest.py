@@ -54,7 +54,13 @@ def requests() -> Iterator[tuple[str, bytes]]:
     losses = [math.nan, *(1 / (1 + step) for step in range(1, n - 1)), math.inf]
     gauges = [gauge(STEP_METRIC, list(range(n))), gauge("train/loss", losses), gauge("acc", [0.25] * n)]
     yield "/v1/metrics", encode_metrics([Batch(resource("abc123", "first"), gauges)])
-    fields = {"group": "a sweep", "tags": ["x", "[y]"], "notes": "n", "summary": {"best": 0.5, "why": "[b]z\x1b"}}
+    fields = {
+        "group": "a sweep",
+        "job_type": "eval",
+        "tags": ["x", "[y]"],
+        "notes": "n",
+        "summary": {"best": 0.5, "why": "[b]z\x1b"},
+    }
     fields["forked_from"] = {"run": "root", "step": 7}
     start = Event(
         "tensormeter.run.start",

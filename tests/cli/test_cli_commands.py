@@ -100,8 +100,9 @@ def test_show_describes_a_run(run_cli, selector):
     assert lines["processes"] == ["processes", "2"]
     assert lines["failed:"] == ["failed:", "abc123-0"]
     assert lines["finished:"] == ["finished:", "rank", "1", "on", "h�"]
-    assert (lines["group"], lines["tags"], lines["notes"]) == (
+    assert (lines["group"], lines["job"], lines["tags"], lines["notes"]) == (
         ["group", "a", "sweep"],
+        ["job", "type", "eval"],
         ["tags", "x,", "[y]"],
         ["notes", "n"],
     )

@@ -129,15 +129,22 @@ def test_an_agent_after_another_goes_on_with_the_run(make, exporter, client, ser
 
 
 def test_group_tags_notes_and_later_configuration_arrive(make, exporter, client):
-    description = {"group": "sweep", "tags": ["baseline", "a b"], "notes": "with warm-up"}
+    description = {"group": "sweep", "job_type": "eval", "tags": ["baseline", "a b"], "notes": "with warm-up"}
     exporter.export(make.logs(1, make.start({"lr": 1}, **description), project="described"))
     client.set_tag(the_run(client, "described").info.run_id, "mlflow.note.content", "by hand")
     later = make.reconfigured({"lr": 2, "parameters": 124})
     exporter.export(make.logs(2, later, make.start({"lr": 1}, **description), project="described"))
     run = the_run(client, "described")
     assert run.data.params == {"lr": "1", "parameters": "124"}
-    tags = ("tensormeter.group", "baseline", "a b", "mlflow.note.content", "tensormeter.config.lr")
-    assert [run.data.tags[tag] for tag in tags] == ["sweep", "true", "true", "by hand", "2"]
+    tags = (
+        "tensormeter.group",
+        "tensormeter.job_type",
+        "baseline",
+        "a b",
+        "mlflow.note.content",
+        "tensormeter.config.lr",
+    )
+    assert [run.data.tags[tag] for tag in tags] == ["sweep", "eval", "true", "true", "by hand", "2"]
 
 
 def test_the_summary_becomes_tags(make, exporter, client):

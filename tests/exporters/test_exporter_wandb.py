@@ -28,7 +28,7 @@ def exporter():
 """The beginning of all agents below. Their arguments: the folder of `support`, that of the files, and others."""
 LOGGING = """
 first = exporter()
-assert first.export(make.logs(1, make.start({"lr": 0.5, "net": {"depth": 2}}, tags=["a", "b" * 70], notes="n"))) == Accepted()
+assert first.export(make.logs(1, make.start({"lr": 0.5, "net": {"depth": 2}}, tags=["a", "b" * 70], job_type="eval", notes="n"))) == Accepted()
 assert first.export(make.logs(7, make.reconfigured({"parameters": 124}))) == Accepted()
 rows = make.logged(2, [*make.rows({30: {"train/loss": 0.5}, 10: {"train/loss": 0.25, "acc": 1}}),
                        make.histogram("grad", make.T0)])
@@ -82,7 +82,7 @@ def test_the_run_is_described(logged):
         "name of run1",
     )
     last_run = [record.run for record in logged if record.WhichOneof("record_type") == "run"][-1]
-    assert (last_run.tags[0], last_run.notes) == ("a", "n")
+    assert (last_run.tags[0], last_run.notes, last_run.job_type) == ("a", "n", "eval")
     assert re.fullmatch("b{55}_[0-9a-f]{8}", last_run.tags[1]), "a suffix keeps it from others that begin alike"
     updates = [record.config.update for record in logged if record.WhichOneof("record_type") == "config"]
     config = nested([item for update in updates for item in update])

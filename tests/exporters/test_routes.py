@@ -23,7 +23,7 @@ import math, sys
 import numpy, tensormeter
 project, options = sys.argv[1], dict(item.split("=", 1) for item in sys.argv[2:])
 config = {"lr": 1e-3, "layers": [64, 10], "optimizer": {"name": "adam"}}
-labels = {"group": "of same", "tags": ["a", "b c"], "notes": "line 1\\nline 2"}
+labels = {"group": "of same", "job_type": "eval", "tags": ["a", "b c"], "notes": "line 1\\nline 2"}
 with tensormeter.init(project, name="the same", config=config, id="same-run", **labels) as run:
     for step in range(300):
         run.log({"train/loss": 1 / (step + 1), "train/tokens": 2**60 + step}, step)
@@ -133,8 +133,8 @@ def direct(environment, experiment_server):
     assert run["about"]["state"] == "finished"
     config = {"lr": 1e-4, "layers": [64, 10], "optimizer": {"name": "adam"}, "parameters": 124_000_000}
     assert run["about"]["config"] == config
-    description = [run["about"][key] for key in ("group", "tags", "notes")]
-    assert description == ["of same", ["a", "b c"], "line 1\nline 2"]
+    description = [run["about"][key] for key in ("group", "job_type", "tags", "notes")]
+    assert description == ["of same", "eval", ["a", "b c"], "line 1\nline 2"]
     (loss,) = run["series"]["train/loss"]
     assert loss["step"] == list(range(300))
     assert loss["value"] == [1 / (step + 1) for step in range(300)]

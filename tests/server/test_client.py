@@ -265,10 +265,10 @@ def test_records(client):
 
 def test_update_and_refresh(client):
     run, same = client.run("bb00"), client.run("bb00")
-    assert run.update(tags=["good"], notes="look", group="g").tags == ["good"]
+    assert run.update(tags=["good"], notes="look", group="g", job_type="eval").tags == ["good"]
     assert same.tags == []
-    assert (same.refresh().tags, same.notes, same.group) == (["good"], "look", "g")
-    run.update(tags=[], notes="", group="")
+    assert (same.refresh().tags, same.notes, same.group, same.job_type) == (["good"], "look", "g", "eval")
+    run.update(tags=[], notes="", group="", job_type="")
 
 
 def test_one_client_on_many_threads(client):

@@ -148,7 +148,13 @@ def send_hostile(post: Post) -> None:
     times = now + steps * SECOND
     for run in ("evil1", "evil2"):
         sender = Sender(post, HOSTILE, run, f"{HOSTILE}{run}", host__name=HOSTILE, process__command_line=HOSTILE)
-        start = {"config": {HOSTILE: HOSTILE, "seed": run}, "tags": [HOSTILE], "notes": HOSTILE, "group": HOSTILE}
+        start = {
+            "config": {HOSTILE: HOSTILE, "seed": run},
+            "tags": [HOSTILE],
+            "notes": HOSTILE,
+            "group": HOSTILE,
+            "job_type": HOSTILE,
+        }
         sender.event("run.start", now, start)
         sender.rows(times, steps, {HOSTILE: steps * 1.0, f"section/{HOSTILE}": steps * 2.0}, split=HOSTILE)
         sender.series(

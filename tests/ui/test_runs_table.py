@@ -122,6 +122,25 @@ def test_groups_can_be_folded(tab: Any) -> None:
     page.wait_for_function("() => document.querySelectorAll('.rows .row:not([hidden]):not(.group) a').length === 6")
 
 
+def test_job_types_are_shown_edited_filtered_and_grouped(open_tab: Callable[..., Any], site: Any) -> None:
+    for run, job_type in (("j1", "eval"), ("j2", "train"), ("j3", "")):
+        sender = Sender(site.post, "jobs", run, run)
+        sender.event("run.start", time.time_ns(), {"job_type": job_type} if job_type else {})
+    page = open_tab(site.url).go("#/p/jobs?columns=state,job_type&filter=job_type+%3D+%22eval%22")
+    expect(page.get_by_text("1 run match")).to_be_visible()
+    page.get_by_role("button", name="Edit job type: eval").click()
+    page.keyboard.press("ControlOrMeta+A")
+    page.keyboard.type("test")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Edit job type: test")).to_be_visible()
+    page = open_tab(site.url).go("#/p/jobs?columns=state,job_type&group=job_type")
+    headings = page.locator(".row.group .heading")
+    expect(headings).to_have_count(3)
+    expect(headings.filter(has_text="job_type = test")).to_contain_text("1 runs")
+    page = open_tab(site.url).go("#/p/jobs/runs/j1/overview")
+    expect(page.get_by_role("definition").filter(has_text="test")).to_be_visible()
+
+
 def test_grouped_table_is_updated_live(open_tab: Callable[..., Any], site: Any) -> None:
     sender = Sender(site.post, "begun", "begun1", "just begun")
     began = time.time_ns()

@@ -347,6 +347,9 @@ class WandbExporter(DecodingExporter):
                     for key, value in config.items():
                         with refused.item(f"configuration {key[:100]!r}"):
                             run.config.update({self._config_keys(key): value}, allow_val_change=True)
+                if run_event.body.get("job_type"):  # `Run.job_type` cannot be set; the next assignment sends it
+                    run._settings.run_job_type = str(run_event.body["job_type"])
+                    run.tags = run.tags
                 if isinstance(tags, Sequence):
                     run.tags = tuple(dict.fromkeys(self._tags(str(tag)) for tag in tags))
                 if run_event.body.get("notes"):

@@ -144,7 +144,13 @@ def _print_header(console: Console, run: dict[str, Any], code: RecordedCode | No
     )
     if run.get("parent") is not None:
         grid.add_row("forked from", Text(plain(f"{run['parent']['run']}@{run['parent']['step']}")))
-    for name, text in (("group", run["group"]), ("tags", ", ".join(run["tags"])), ("notes", run["notes"])):
+    labels = {
+        "group": run["group"],
+        "job type": run.get("job_type"),
+        "tags": ", ".join(run["tags"]),
+        "notes": run["notes"],
+    }
+    for name, text in labels.items():
         if text:
             grid.add_row(name, Text(plain(text)))
     if code is not None:

@@ -28,6 +28,7 @@ class StoredRun(RunPoints, RunEvents):
         ended: Time when the run ended; None while it is in progress.
         last_time: Time when the server last received data of the run, by the server's clock.
         group: Name of the run's group; "" for none.
+        job_type: Kind of work that the run does, such as "eval"; "" if unknown.
         tags: Tags of the run.
         notes: Notes about the run.
         archived: Whether the run is hidden from lists.
@@ -61,6 +62,7 @@ class StoredRun(RunPoints, RunEvents):
         self.ended = None if document["ended"] is None else int(document["ended"])
         self.last_time = int(document["last_time"])
         self.group: str = document["group"]
+        self.job_type: str = document.get("job_type", "")
         self.tags: Sequence[str] = document["tags"]
         self.notes: str = document["notes"]
         self.archived: bool = document["archived"]
@@ -104,6 +106,7 @@ class StoredRun(RunPoints, RunEvents):
         tags: Sequence[str] | None = None,
         notes: str | None = None,
         group: str | None = None,
+        job_type: str | None = None,
         archived: bool | None = None,
     ) -> "StoredRun":
         """Edit the run, and return it. Data that arrives later does not overwrite the edits.
@@ -115,9 +118,11 @@ class StoredRun(RunPoints, RunEvents):
             tags: Tags, which replace the current ones.
             notes: Notes about the run.
             group: Name of the run's group; "" for none.
+            job_type: Kind of work that the run does; "" for none.
             archived: Whether to hide the run from lists.
         """
-        fields = {"name": name, "tags": tags, "notes": notes, "group": group, "archived": archived}
+        labels = {"name": name, "tags": tags, "notes": notes, "group": group, "job_type": job_type}
+        fields = {**labels, "archived": archived}
         changes = {key: value for key, value in fields.items() if value is not None}
         self._load(
             self._connection.send("PATCH", "runs", self.id, document=changes, project=self.project, fields="config")

@@ -97,7 +97,7 @@ def filled(server, make):
     }
     second = make.resource("curves", "p1") | {"tensormeter.rank": 1, "tensormeter.world_size": 2}
     resumed = first | {"service.instance.id": "p2", "tensormeter.run.attempt": 2, "tensormeter.launch.id": "launch"}
-    start = {"config": config, "tags": ["base", "wide"], "group": "sweep", "notes": "first"}
+    start = {"config": config, "tags": ["base", "wide"], "group": "sweep", "job_type": "train", "notes": "first"}
     server.events(first, Event("tensormeter.run.start", T0, start))
     server.events(second, Event("tensormeter.run.start", T0 + 1, {}))
     steps = Gauge(STEP_METRIC, times(0, 1, 2, 3), np.arange(4))
@@ -207,7 +207,7 @@ REQUESTS = [
         "PATCH",
         "/api/v1/runs/stepless",
         {},
-        {"name": "mine", "tags": ["x", "y", "x"], "notes": "<b>", "group": "", "archived": True},
+        {"name": "mine", "tags": ["x", "y", "x"], "notes": "<b>", "group": "", "job_type": "eval", "archived": True},
     ),
     ("PATCH", "/api/v1/runs/stepless", {"project": "other"}, {"name": None, "tags": None, "unknown": 1}),
     ("DELETE", "/api/v1/runs/gone", {}, None),
@@ -279,7 +279,7 @@ MISTAKES = [
     ("POST", "/api/v1/query", {}, b'{"runs":["a"],"metrics":["m"],"start":NaN}'),
     ("POST", "/api/v1/query", {}, b"[" * 9999),
     ("GET", "/api/v1/query", {}, None),
-    *(("PATCH", "/api/v1/runs/stepless", {}, {name: value}) for name in ("name", "notes", "group") for value in (1, True, [], {}, LONG)),
+    *(("PATCH", "/api/v1/runs/stepless", {}, {name: value}) for name in ("name", "notes", "group", "job_type") for value in (1, True, [], {}, LONG)),
     *(("PATCH", "/api/v1/runs/stepless", {}, {"name": value}) for value in ("", "x" * 1025)),
     *(("PATCH", "/api/v1/runs/stepless", {}, {"tags": value}) for value in ("x", [1], [""], ["x" * 129], ["x"] * 101, {}, [None])),
     *(("PATCH", "/api/v1/runs/stepless", {}, {"archived": value}) for value in (1, "true", [], 0.0)),

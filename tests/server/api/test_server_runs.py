@@ -216,17 +216,26 @@ def test_sort_and_fields(sweep):
 
 def test_user_changes_survive_later_events(server, make):
     resource = make.resource("patched", project="patch")
-    server.events(resource, begin(config={"a": 1}, tags=["sent"], group="g1", notes="n1"))
+    server.events(resource, begin(config={"a": 1}, tags=["sent"], group="g1", job_type="j1", notes="n1"))
     run = server.get("/api/v1/runs/patched")
     assert (run["tags"], run["group"], run["notes"], run["archived"]) == (["sent"], "g1", "n1", False)
-    change = {"name": "mine", "tags": ["x", "y", "x"], "notes": "<b>", "group": "", "archived": True, "unknown": 1}
+    assert run["job_type"] == "j1"
+    change = {
+        "name": "mine",
+        "tags": ["x", "y", "x"],
+        "notes": "<b>",
+        "group": "",
+        "job_type": "eval",
+        "archived": True,
+        "unknown": 1,
+    }
     status, run = server.send("PATCH", "/api/v1/runs/patched", change)
     assert status == 200
-    server.events(resource, begin(1, config={"a": 2}, tags=["sent"], group="g2", notes="n2"))
+    server.events(resource, begin(1, config={"a": 2}, tags=["sent"], group="g2", job_type="j2", notes="n2"))
     again = server.get("/api/v1/runs/patched")
     for document in (run, again):
-        shown = [document[key] for key in ("name", "tags", "notes", "group", "archived")]
-        assert shown == ["mine", ["x", "y"], "<b>", "", True]
+        shown = [document[key] for key in ("name", "tags", "notes", "group", "job_type", "archived")]
+        assert shown == ["mine", ["x", "y"], "<b>", "", "eval", True]
     assert again["config"] == {"a": 2}
     assert server.get("/api/v1/runs", project="patch")["total"] == 0
     assert server.get("/api/v1/runs", project="patch", filter="archived = true")["total"] == 1

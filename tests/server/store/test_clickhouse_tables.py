@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from support.otlp import Requests
-from support.stores import append_batches
+from support.stores import append_batches, append_events
 from tensormeter.errors import SettingsError, StoreError
-from tensormeter.otlp.batch import STEP_METRIC, Batch, Gauge
+from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge
 from tensormeter.server.store import RunRef, Selection, StoreUnavailableError
 from tensormeter.server.store.clickhouse import ClickHouseStore, parse_address
 from tensormeter.server.store.clickhouse.connection import Connection
@@ -124,11 +124,12 @@ def test_points_take_ten_bytes_and_old_ones_go(clickhouse):
         store.close()
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5, 6])
 def test_tables_of_older_versions_are_brought_up_to_date(clickhouse, make, version):
     """Version 1 had no severity of events; both stored sums, and version 2 also intents and marks in rows of run 0.
 
-    Versions 1 to 4 stored no rollups, and versions 1 to 5 neither results nor first steps of metrics.
+    Versions 1 to 4 stored no rollups, and versions 1 to 5 neither results nor first steps of metrics,
+    and versions 1 to 6 no job types.
     """
     database = f"version{version}"
     where = parse_address(f"clickhouse://127.0.0.1:{clickhouse}/{database}", {})
@@ -138,9 +139,11 @@ def test_tables_of_older_versions_are_brought_up_to_date(clickhouse, make, versi
     store.close()
     connection = Connection(where, database)
     try:
-        connection.execute("ALTER TABLE summary DROP COLUMN first_step")
-        for column in ("results", "definitions", "parent"):
-            connection.execute(f"ALTER TABLE process DROP COLUMN {column}")
+        connection.execute("ALTER TABLE process DROP COLUMN job_type")
+        if version < 6:
+            connection.execute("ALTER TABLE summary DROP COLUMN first_step")
+            for column in ("results", "definitions", "parent"):
+                connection.execute(f"ALTER TABLE process DROP COLUMN {column}")
         if version < 5:
             connection.execute("ALTER TABLE points DROP COLUMN dense")
             connection.execute("DROP TABLE rollup")
@@ -162,11 +165,14 @@ def test_tables_of_older_versions_are_brought_up_to_date(clickhouse, make, versi
         append_batches(store, batch)
         run = store.run(RunRef("r"))
         assert (run.points, run.summary["v"].count, run.summary["v"].mean, run.summary["v"].max) == (6, 3, 2.0, 3.0)
+        resource = {"tensormeter.run.id": "r", "service.name": "demo", "service.instance.id": "later"}
+        append_events(store, resource, Event("tensormeter.run.start", T0 + 9, {"job_type": "eval"}))
+        assert (run.job_type, store.run(RunRef("r")).job_type) == ("", "eval")
         store.close()
         tables = connection.rows("SELECT name FROM system.tables WHERE database = currentDatabase()")
         assert {name for (name,) in tables} == {table.name for table in TABLES}
         assert connection.rows("SELECT count() FROM catalog FINAL") == [[2]]
-        assert connection.rows("SELECT value FROM annotation FINAL WHERE field = 'schema'") == [["6"]]
+        assert connection.rows("SELECT value FROM annotation FINAL WHERE field = 'schema'") == [["7"]]
         assert connection.rows("SELECT record FROM event") == []
     finally:
         connection.close()

@@ -16,13 +16,20 @@ T0 = 1_750_000_000 * SECOND
 
 
 def test_a_run_from_start_to_end(client):
-    body = {"config": {"lr": 0.1, "a.b": 1, "opt": {"name": "adam"}}, "tags": ["x", "y"], "group": "g", "notes": "n"}
+    body = {
+        "config": {"lr": 0.1, "a.b": 1, "opt": {"name": "adam"}},
+        "tags": ["x", "y"],
+        "group": "g",
+        "job_type": "eval",
+        "notes": "n",
+    }
     client.start(T0 + 5, **body)
     client.events(Event("tensormeter.run.start", T0 + 6, {}), process="q")
     client.append([T0 + 7], [1.0])
     run = client.store.run(client.ref)
     assert (run.state, run.created, run.started, run.ended, run.newest) == ("running", T0 + 5, T0 + 5, None, T0 + 7)
     assert (run.config, run.tags, run.group, run.notes, run.processes) == (body["config"], ["x", "y"], "g", "n", 2)
+    assert run.job_type == "eval"
     client.events(Event("tensormeter.run.end", T0 + 9, {"state": "finished", "dropped": {"full": 2}}))
     assert client.store.run(client.ref).ended is None
     client.events(
@@ -130,9 +137,16 @@ def test_a_table_of_runs_ends_when_its_request_does(client, field):
 def test_what_users_say_stays(client):
     client.start(T0, tags=["sent"], notes="sent")
     client.store.update(client.ref, RunChanges(name="mine", tags=["a"], archived=True))
-    client.start(T0 + 1, tags=["later"], group="sent")
+    client.start(T0 + 1, tags=["later"], group="sent", job_type="sent")
     run = client.store.run(client.ref)
-    assert (run.name, run.tags, run.notes, run.group, run.archived) == ("mine", ["a"], "sent", "sent", True)
+    assert (run.name, run.tags, run.notes, run.group, run.job_type, run.archived) == (
+        "mine",
+        ["a"],
+        "sent",
+        "sent",
+        "sent",
+        True,
+    )
     client.store.update(client.ref, RunChanges(tags=[], archived=False, notes=""))
     run = client.store.run(client.ref)
     assert (run.name, run.tags, run.notes, run.archived) == ("mine", [], "", False)

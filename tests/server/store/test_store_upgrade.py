@@ -46,7 +46,7 @@ def test_a_server_gives_the_same_answers_about_an_old_store(old, start):
         for name, value in document.items():
             assert contains(answer[name], value), (path, name)
         # The lists of that version had no pages, and its runs had neither results nor parents.
-        assert {*answer} - {*document} <= {"next", "total", "definitions", "parent", "results"}
+        assert {*answer} - {*document} <= {"next", "total", "definitions", "parent", "results", "job_type"}
     events = answers["/api/v1/runs/whole/events?limit=1000"]["events"]
     (digest,) = [event["body"]["digest"] for event in events if event["name"] == "tensormeter.image"]
     image = server.http.request("GET", f"{server.url}/api/v1/runs/whole/media/{digest}")

@@ -319,3 +319,29 @@ def test_a_store_of_version_8_gets_first_steps_of_metrics_and_results(open_store
     store.flush()
     assert query("SELECT count(*) FROM first_step") == query("SELECT count(*) FROM result") == [(0,)]
     store.close()
+
+
+def test_a_store_of_version_9_gets_job_types_and_keeps_its_rows(open_store, query, tmp_path):
+    """The migration adds columns only: it neither changes rows nor looks for first steps and lines, as those of older files do."""
+    store = open_store()
+    gauges = [Gauge(name, np.array([5, 6], np.uint64), np.array([1, 2])) for name in (STEP_METRIC, "v")]
+    append_batches(store, Batch({**resource_of("r"), "tensormeter.run.attempt": 2}, gauges))
+    append_events(store, resource_of("r"), Event("tensormeter.run.start", 5, {"group": "g"}))
+    store.close()
+    query("DELETE FROM first_step")  # a migration must not bring it back
+    query(*(f"ALTER TABLE run DROP COLUMN {name}" for name in ("job_type", "job_type_seal")), "PRAGMA user_version = 9")
+    before = [query(f"SELECT * FROM {table}")[0] for table in ("run", "process", "series")]
+    store = open_store()
+    after = [query(f"SELECT * FROM {table}")[0] for table in ("run", "process", "series")]
+    assert [new[: len(old)] for new, old in zip(after, before, strict=True)] == before
+    assert (query("PRAGMA user_version"), query("SELECT count(*) FROM first_step")) == ([(10,)], [(0,)])
+    assert (store.run(RunRef("r")).group, store.run(RunRef("r")).job_type) == ("g", "")
+    append_events(store, resource_of("r"), Event("tensormeter.run.start", 9, {"group": "other", "job_type": "eval"}))
+    assert (store.run(RunRef("r")).group, store.run(RunRef("r")).job_type) == ("g", "eval")
+    store.update(RunRef("r"), RunChanges(job_type="train"))
+    append_events(store, resource_of("r"), Event("tensormeter.run.start", 10, {"job_type": "late"}))
+    assert store.table(None, ["job_type"]).columns == {"job_type": ["train"]}
+    store.close()
+    query("UPDATE run SET job_type = 'drain'")
+    with pytest.raises(DamagedError, match="job type of run 'r'"):
+        open_store().run(RunRef("r"))

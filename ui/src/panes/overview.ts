@@ -169,6 +169,7 @@ function runFacts(run: api.RunDetail, events: api.TelemetryEvent[]): [string, Ch
     ["last update", format.moment(format.epoch(run.last_time))],
     ["attempt", attemptText(run)],
     ["group", run.group || "–"],
+    ["job type", run.job_type || "–"],
     ["exit", exitWords(events)],
     ["stored points", run.points === undefined ? "–" : format.count(run.points)],
     ["lost", losses.length ? losses.join(" ") : "nothing"],

@@ -65,9 +65,9 @@ export class RunList {
 
   /** Fields that runs can be grouped by. */
   private groups(): [string, string][] {
-    const fields = new Set<string>(["group", "state"]);
+    const fields = new Set<string>(["group", "job_type", "state"]);
     for (const run of this.selection.runs) for (const key of format.flatten(run.config).keys()) fields.add(`config.${key}`);
-    return [["", "none"], ...[...fields].map((name): [string, string] => [name, name.replace(/^config\./, "")])];
+    return [["", "none"], ...[...fields].map((name): [string, string] => [name, name === "job_type" ? "job type" : name.replace(/^config\./, "")])];
   }
 
   /** Show the values of the curves at the pointer. */

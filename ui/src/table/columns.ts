@@ -29,6 +29,7 @@ const BASIC_COLUMNS: Record<string, [string, number]> = {
   duration: ["duration", 100],
   group: ["group", 120],
   id: ["id", 130],
+  job_type: ["job type", 110],
   lag: ["lag", 92],
   last_time: ["last update", 116],
   lost: ["lost", 80],
@@ -130,6 +131,7 @@ function runCell(cell: HTMLElement, key: string, context: ColumnContext): Show {
       return tagsCell(cell, context);
     case "notes":
     case "group":
+    case "job_type":
       return textCell(cell, key, context);
     default: {
       if (key.startsWith("spark.")) {
@@ -183,7 +185,9 @@ function tagsCell(cell: HTMLElement, context: ColumnContext): Show {
   };
 }
 
-function textCell(cell: HTMLElement, key: "notes" | "group", context: ColumnContext): Show {
+const TEXTS = { notes: "notes", group: "a group", job_type: "a job type" };
+
+function textCell(cell: HTMLElement, key: keyof typeof TEXTS, context: ColumnContext): Show {
   let current: api.Run | null = null;
   const onClick = () => {
     const run = current;
@@ -195,8 +199,8 @@ function textCell(cell: HTMLElement, key: "notes" | "group", context: ColumnCont
     current = run;
     const text = run[key] || "";
     setText(element, text || "+");
-    element.title = text || `Add ${key === "notes" ? "notes" : "a group"}`;
-    element.setAttribute("aria-label", `Edit ${key}: ${text}`);
+    element.title = text || `Add ${TEXTS[key]}`;
+    element.setAttribute("aria-label", `Edit ${BASIC_COLUMNS[key]?.[0]}: ${text}`);
     element.classList.toggle("empty", text === "");
   };
 }

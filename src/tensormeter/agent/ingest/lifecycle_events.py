@@ -15,7 +15,7 @@ __all__ = ["documents_event", "end_event", "start_event"]
 
 def start_event(ring: RingFile, metadata: Mapping[str, Any]) -> Event:
     """Return the event that starts a run, with the documents of its start."""
-    names = ("config", "group", "tags", "notes", "forked_from")
+    names = ("config", "group", "job_type", "tags", "notes", "forked_from")
     return Event(
         RUN_START, ring.words[HeaderWord.CREATED], {name: metadata[name] for name in names if name in metadata}
     )

@@ -162,6 +162,7 @@ def _run_fields(run: RunSummary) -> dict[str, Any]:
         "ended": None if run.ended is None else str(run.ended),
         "last_time": str(run.updated),
         "group": run.group,
+        "job_type": run.job_type,
         "tags": run.tags,
         "notes": run.notes,
         "archived": run.archived,

@@ -159,6 +159,7 @@ class RunChanges(Struct, kw_only=True):
     tags: Annotated[list[Annotated[str, Meta(min_length=1, max_length=128)]], Meta(max_length=100)] | None = None
     notes: Annotated[str, Meta(max_length=_MAX_TEXT)] | None = None
     group: Annotated[str, Meta(max_length=_MAX_TEXT)] | None = None
+    job_type: Annotated[str, Meta(max_length=_MAX_TEXT)] | None = None
     archived: bool | None = None
 
 

@@ -143,6 +143,7 @@ class RunsApi:
             tags=None if body.tags is None else list(dict.fromkeys(body.tags)),
             notes=body.notes,
             group=body.group,
+            job_type=body.job_type,
             archived=body.archived,
         )
 

@@ -111,6 +111,7 @@ class _RunFields(Struct, kw_only=True):
         Nanoseconds, Meta(description="Time when the server last received data, by the server's clock.")
     ]
     group: str
+    job_type: str
     tags: Sequence[str]
     notes: str
     archived: bool

@@ -17,7 +17,7 @@ _STORED: Final = {"last_time": "updated"} | {
     name: name
     for name in (
         *("id", "project", "name", "state", "attempt", "started", "ended"),
-        *("group", "tags", "notes", "archived", "processes", "points", "lost"),
+        *("group", "job_type", "tags", "notes", "archived", "processes", "points", "lost"),
     )
 }
 

@@ -40,6 +40,7 @@ COLUMNS: Final = {
     "results": "qQs",
     "definitions": "qQs",
     "parent": "qQs",
+    "job_type": "Qs",
 }
 """Columns of the table `process` with their types, for `encode_rows`."""
 
@@ -75,6 +76,7 @@ class ProcessUpdate:
     results: tuple[int, int, str] = (0, 0, "")
     definitions: tuple[int, int, str] = (0, 0, "")
     parent: tuple[int, int, str] = (0, 0, "")
+    job_type: tuple[int, str] = (_NO_NUMBER, "")
 
     def add_times(self, first: int, newest: int) -> None:
         """Add the time range of points. For an event, `first` is its time and `newest` is 0."""
@@ -113,6 +115,8 @@ class ProcessUpdate:
             self.tags = min(self.tags, (number, update.tags))
         if update.group is not None:
             self.group = min(self.group, (number, update.group))
+        if update.job_type is not None:
+            self.job_type = min(self.job_type, (number, update.job_type))
         if update.notes is not None:
             self.notes = min(self.notes, (number, update.notes))
 
@@ -125,5 +129,5 @@ class ProcessUpdate:
             *(self.run, source.process, source.project, source.run_id, *name, *resource, number, self.created),
             *(self.received, self.newest, self.first_start, self.started, *self.ended, self.turned, *self.losses),
             *(*self.config, *self.tags, *self.group, *self.notes, self.first_step, self.began),
-            *(*self.results, *self.definitions, *self.parent),
+            *(*self.results, *self.definitions, *self.parent, *self.job_type),
         ]

@@ -56,13 +56,15 @@ SELECT run, process, anyLast(project) AS project, anyLast(run_id) AS run_id, max
     tupleElement(max(resource), 2) AS attempt, position(tupleElement(max(resource), 3), '{numbered}') > 0 AS numbered,
     min(created) AS created, max(updated) AS updated, max(newest) AS newest,
     min(first_start) AS first_start, max(started) AS started, max(ended) AS ended, max(turned) AS turned,
-    max(config) AS config, max(results) AS results, max(definitions) AS definitions, max(parent) AS parent, min(tags) AS tags, min(grp) AS grp, min(notes) AS notes,
+    max(config) AS config, max(results) AS results, max(definitions) AS definitions, max(parent) AS parent, min(tags) AS tags, min(grp) AS grp,
+    min(job_type) AS job_type, min(notes) AS notes,
     tupleElement(max(losses), 2) AS losses
 FROM process WHERE {condition} GROUP BY run, process"""
 
 _RUN: Final = """
 SELECT run, any(project), any(run_id), tupleElement(max(name), 2), min(created), min(first_start), max(updated), max(newest),
-    max(turned), {config}, {results}, tupleElement(min(tags), 2), tupleElement(min(grp), 2), tupleElement(min(notes), 2),
+    max(turned), {config}, {results}, tupleElement(min(tags), 2), tupleElement(min(grp), 2), tupleElement(min(job_type), 2),
+    tupleElement(min(notes), 2),
     groupArray((attempt, started, tupleElement(ended, 1), tupleElement(ended, 3), numbered)), groupArrayIf(losses, losses NOT IN ('', '{{}}'))
 FROM ({inner}) GROUP BY run"""
 
@@ -359,7 +361,7 @@ class Runs:
 
     def _run(self, row: Sequence[Any], annotations: Mapping[str, tuple[Any, int]], now: int) -> RunSummary:
         _, project, run_id, name, created, first_start, updated, newest, turned, config, *rest = row
-        values, definitions, parent, tags, group, notes, lifecycles, losses = rest
+        values, definitions, parent, tags, group, job_type, notes, lifecycles, losses = rest
         state, attempt, ended = run_lifecycle(
             [ProcessLifecycle(a, s or None, e or None, how or None, bool(n)) for a, s, e, how, n in lifecycles]
         )
@@ -383,6 +385,7 @@ class Runs:
             updated=updated,
             newest=newest,
             group=chosen("group", group),
+            job_type=chosen("job_type", job_type),
             tags=chosen("tags", json.loads(tags or "[]")),
             notes=chosen("notes", notes),
             archived=chosen("archived", False),

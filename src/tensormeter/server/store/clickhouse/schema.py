@@ -27,7 +27,7 @@ from tensormeter.server.store.clickhouse.connection import Connection
 
 __all__ = ["TABLES", "prepare", "statements"]
 
-SCHEMA_VERSION: Final = 6
+SCHEMA_VERSION: Final = 7
 
 _OLD_READ_ALL: Final = "anew"
 """Name of the column `arrival.read_all` before schema version 3."""
@@ -39,6 +39,9 @@ _PART: Final = (1 << 64) // _PARTS
 _NEVER: Final = (1 << 63) - 1
 _FIRST_STEP: Final = f"SimpleAggregateFunction(min, Int64) DEFAULT {_NEVER}"
 _LATEST: Final = "SimpleAggregateFunction(max, Tuple(Int64, UInt64, String))"
+
+_FIRST: Final = f"SimpleAggregateFunction(min, Tuple(UInt64, String)) DEFAULT ({(1 << 64) - 1}, '')"
+"""Type of a column with the value that arrived first. Its default has no arrival number, so any value replaces it."""
 
 _REPLACING: Final = "ReplacingMergeTree(precedence)"
 _ADDING: Final = "AggregatingMergeTree"
@@ -188,7 +191,9 @@ TABLES: Final = (
     began SimpleAggregateFunction(min, Int64),
     results SimpleAggregateFunction(max, Tuple(Int64, UInt64, String)),      -- what scripts wrote to the summary, as `config`
     definitions SimpleAggregateFunction(max, Tuple(Int64, UInt64, String)),
-    parent SimpleAggregateFunction(max, Tuple(Int64, UInt64, String))""",
+    parent SimpleAggregateFunction(max, Tuple(Int64, UInt64, String)),
+    job_type """
+        + _FIRST,
         _ADDING,
         "run, process",
         "run",
@@ -420,6 +425,7 @@ def _upgrade(cluster: str, names: Collection[str], version: int) -> Iterator[str
         yield f"ALTER TABLE summary{suffix}{on} ADD COLUMN IF NOT EXISTS first_step {_FIRST_STEP}"
         for column in ("results", "definitions", "parent"):
             yield f"ALTER TABLE process{suffix}{on} ADD COLUMN IF NOT EXISTS {column} {_LATEST}"
+        yield f"ALTER TABLE process{suffix}{on} ADD COLUMN IF NOT EXISTS job_type {_FIRST}"
     for suffix in dict.fromkeys(("", local)):
         yield f"DROP TABLE IF EXISTS intent{suffix}{on} SYNC"
     if "series" in names:

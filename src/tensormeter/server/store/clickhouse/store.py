@@ -259,6 +259,7 @@ class ClickHouseStore:
             "tags": None if changes.tags is None else list(changes.tags),
             "notes": changes.notes,
             "group": changes.group,
+            "job_type": changes.job_type,
             "archived": changes.archived,
         }
         self._annotate(run, {field: value for field, value in fields.items() if value is not None})

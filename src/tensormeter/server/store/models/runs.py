@@ -157,6 +157,7 @@ class RunSummary:
     updated: int
     newest: int
     group: str
+    job_type: str
     tags: Sequence[str]
     notes: str
     archived: bool
@@ -177,6 +178,7 @@ class RunChanges:
     tags: Sequence[str] | None = None
     notes: str | None = None
     group: str | None = None
+    job_type: str | None = None
     archived: bool | None = None
 
 

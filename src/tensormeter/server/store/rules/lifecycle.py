@@ -84,6 +84,7 @@ class LifecycleUpdate:
     config: str | None = None
     tags: str | None = None
     group: str | None = None
+    job_type: str | None = None
     notes: str | None = None
     results: str | None = None
     definitions: str | None = None
@@ -110,7 +111,7 @@ def lifecycle_update(event: Event) -> LifecycleUpdate:
     if event.name == RUN_CONFIG:
         return LifecycleUpdate(losses, config=config, results=results, definitions=definitions)
     tags = details.get("tags")
-    group, notes = details.get("group"), details.get("notes")
+    group, job_type, notes = (details.get(name) for name in ("group", "job_type", "notes"))
     tags_json = None
     if _is_list(tags):
         tags_json = canonical_json([tag for tag in tags if isinstance(tag, str)][:_MAX_TAGS])
@@ -120,6 +121,7 @@ def lifecycle_update(event: Event) -> LifecycleUpdate:
         config=config,
         tags=tags_json,
         group=group if isinstance(group, str) else None,
+        job_type=job_type if isinstance(job_type, str) else None,
         notes=notes if isinstance(notes, str) else None,
         results=results,
         definitions=definitions,

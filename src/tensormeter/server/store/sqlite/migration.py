@@ -62,10 +62,12 @@ def migrate(connection: sqlite3.Connection, version: int, schema: str, target: i
             _from_6(connection, schema)
             _from_7(connection, schema)
             _from_8(connection, schema)
-        _move_lines(connection)
-        if version < 3:
-            _first_steps(connection)
-        _first_steps_of_metrics(connection)
+            _from_9(connection)
+        if version < 9:
+            _move_lines(connection)
+            if version < 3:
+                _first_steps(connection)
+            _first_steps_of_metrics(connection)
         connection.execute(f"PRAGMA user_version = {target}")
         connection.execute("COMMIT")
     except BaseException:
@@ -172,6 +174,14 @@ def _from_8(connection: sqlite3.Connection, schema: str) -> None:
                 connection.execute(statement)
         if "INDEX log_by_time" in statement and "log_by_time" not in present:
             connection.execute(statement)
+
+
+def _from_9(connection: sqlite3.Connection) -> None:
+    """Migrate from version 9, which did not store job types. Adding the columns changes no rows."""
+    present = {row[1] for row in connection.execute("PRAGMA table_info(run)")}
+    for column in ("job_type TEXT", "job_type_seal INTEGER"):
+        if column.split()[0] not in present:
+            connection.execute(f"ALTER TABLE run ADD COLUMN {column}")
 
 
 def _first_steps_of_metrics(connection: sqlite3.Connection) -> None:

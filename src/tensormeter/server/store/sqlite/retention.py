@@ -7,7 +7,7 @@ from typing import Final
 
 from tensormeter.server.store.models.errors import DamagedError
 from tensormeter.server.store.rules.log_lines import LOG_LIMIT, LogLimit
-from tensormeter.server.store.sqlite.integrity.seals import RUN_TALLY, RUN_TEXTS
+from tensormeter.server.store.sqlite.integrity.seals import RUN_JOB, RUN_TALLY, RUN_TEXTS
 from tensormeter.server.store.sqlite.points.bundle_removal import purge_bundles, remove_old_bundles
 from tensormeter.server.store.sqlite.points.segment_rows import Span, spans, update_directory
 from tensormeter.server.store.sqlite.tables.log_lines import remove_lines
@@ -178,7 +178,7 @@ def _sound(connection: sqlite3.Connection, runs: Iterable[int], report: Report) 
     """Return the runs whose rows are undamaged. Only these runs may be deleted."""
     sound_runs = []
     for run in runs:
-        for seal in (RUN_TALLY, RUN_TEXTS):
+        for seal in (RUN_TALLY, RUN_TEXTS, RUN_JOB):
             row = connection.execute(f"SELECT {seal.selection} FROM run WHERE id = ?", (run,)).fetchone()
             try:
                 seal.verify(row, f"the row of run {run}, which is therefore not deleted")

@@ -31,7 +31,7 @@ from tensormeter.server.store.sqlite.transaction import primary_code
 
 __all__ = ["SCHEMA", "SCHEMA_VERSION", "connect", "holder_of", "prepare"]
 
-SCHEMA_VERSION: Final = 9
+SCHEMA_VERSION: Final = 10
 _COMPLETE: Final = FileSystem()
 
 SCHEMA: Final = """
@@ -60,6 +60,8 @@ CREATE TABLE run (
     points INTEGER NOT NULL DEFAULT 0,      -- number of points in segments
     seal INTEGER,                           -- checksum of the text columns, see the module seals
     tally INTEGER,                          -- checksum of the other columns
+    job_type TEXT,
+    job_type_seal INTEGER,
     UNIQUE (project, run_id)
 );
 CREATE INDEX run_by_run_id ON run (run_id);

@@ -19,6 +19,7 @@ _INTRODUCED: Final = (
     ("damaged", "payload"),
     ("bundle", "heads"),
     ("result", "summary"),
+    ("run", "job_type"),
 )
 """A table and a column that the version introduced, for each version from 1 on."""
 

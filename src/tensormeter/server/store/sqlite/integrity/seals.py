@@ -24,6 +24,7 @@ __all__ = [
     "RESOURCE",
     "RESULT",
     "ROW_SEALS",
+    "RUN_JOB",
     "RUN_TALLY",
     "RUN_TEXTS",
     "SERIES",
@@ -134,6 +135,7 @@ KEYS: Final = {"summary": ("run", "metric"), "first_step": ("process", "metric")
 RUN_TEXTS: Final = RowSeal(
     "run", "seal", "id name title config config_time tags notes grp", "name title config tags notes grp"
 )
+RUN_JOB: Final = RowSeal("run", "job_type_seal", "id job_type", "job_type")
 RUN_TALLY: Final = RowSeal(
     "run",
     "tally",
@@ -163,7 +165,7 @@ FIRST_STEP: Final = RowSeal("first_step", "seal", "process metric step seq", "me
 RESULT: Final = RowSeal(
     "result", "seal", "run summary summary_time definitions definitions_time parent", "summary definitions parent"
 )
-ROW_SEALS: Final = (RUN_TEXTS, RUN_TALLY, PROCESS, RESOURCE, SERIES, SUMMARY, FIRST_STEP, RESULT)
+ROW_SEALS: Final = (RUN_TEXTS, RUN_JOB, RUN_TALLY, PROCESS, RESOURCE, SERIES, SUMMARY, FIRST_STEP, RESULT)
 
 
 def seal_changes(connection: sqlite3.Connection) -> None:

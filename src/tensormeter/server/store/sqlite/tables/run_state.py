@@ -37,7 +37,8 @@ def apply_event(
     if update.starts:
         connection.execute("UPDATE process SET started = max(ifnull(started, 0), ?) WHERE id = ?", (time, process))
         connection.execute("UPDATE run SET started = min(ifnull(started, ?), ?) WHERE id = ?", (time, time, run))
-        for column, value in (("tags", update.tags), ("grp", update.group), ("notes", update.notes)):
+        labels = {"tags": update.tags, "grp": update.group, "job_type": update.job_type, "notes": update.notes}
+        for column, value in labels.items():
             if value is not None:  # do not overwrite a value set by a user
                 connection.execute(f"UPDATE run SET {column} = ifnull({column}, ?) WHERE id = ?", (value, run))
     elif update.end_state is not None:

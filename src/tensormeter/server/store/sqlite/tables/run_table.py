@@ -50,6 +50,7 @@ _BASE: Final = {
     "updated": "updated",
     "newest": "newest",
     "group": "ifnull(grp, '')",
+    "job_type": "ifnull(job_type, '')",
     "tags": "ifnull(tags, '[]')",
     "notes": "ifnull(notes, '')",
     "archived": "archived",

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Final
 
 from tensormeter.server.store.models.canonical_json import canonical_json
@@ -14,7 +15,7 @@ from tensormeter.server.store.rules.lifecycle import present_state
 from tensormeter.server.store.rules.run_fields import summary_of
 from tensormeter.server.store.rules.totals import Totals
 from tensormeter.server.store.sqlite.integrity.damage import skip_damaged
-from tensormeter.server.store.sqlite.integrity.seals import PROCESS, RUN_TALLY, RUN_TEXTS, SUMMARY
+from tensormeter.server.store.sqlite.integrity.seals import PROCESS, RUN_JOB, RUN_TALLY, RUN_TEXTS, SUMMARY
 from tensormeter.server.store.sqlite.points.memtable import MemtableSnapshot
 from tensormeter.server.store.sqlite.points.step_lookup import StepLookup
 from tensormeter.server.store.sqlite.tables.results import load_result
@@ -69,36 +70,39 @@ def _load(
 ) -> Iterator[RunSummary]:
     """Load a run. Yields the run, or nothing if the run was deleted."""
     row = connection.execute(
-        f"SELECT {RUN_TALLY.selection}, {RUN_TEXTS.selection}, {_PROCESSES} FROM run WHERE id = ? AND NOT deleted",
+        f"SELECT {RUN_TALLY.selection}, {RUN_TEXTS.selection}, {RUN_JOB.selection}, {_PROCESSES}"
+        " FROM run WHERE id = ? AND NOT deleted",
         (run,),
     ).fetchone()
     if row is None:
         return
-    width = len(RUN_TALLY.columns) + 1
-    RUN_TALLY.verify(row[:width], f"the row of run {row[2]!r} (project {row[1]!r})")
-    RUN_TEXTS.verify(row[width:-1], f"the texts of run {row[2]!r} (project {row[1]!r})")
-    tally = dict(zip(RUN_TALLY.columns, row, strict=False))
-    texts = dict(zip(RUN_TEXTS.columns, row[width:], strict=False))
+    owner, values = f"run {row[2]!r} (project {row[1]!r})", iter(row)
+    fields: dict[str, Any] = {}
+    for seal, part in ((RUN_TALLY, "row"), (RUN_TEXTS, "texts"), (RUN_JOB, "job type")):
+        sealed = [*islice(values, len(seal.columns) + 1)]
+        seal.verify(sealed, f"the {part} of {owner}")
+        fields |= zip(seal.columns, sealed[:-1], strict=True)
     summaries = {} if metrics is not None and not metrics else _summaries(connection, run, metrics, memory)
     results, parent = load_result(connection, run)
-    state, updated, created = tally["state"], tally["updated"], tally["created"]
+    state, updated, created = fields["state"], fields["updated"], fields["created"]
     yield RunSummary(
-        project=tally["project"],
-        run_id=tally["run_id"],
-        name=texts["name"] if texts["title"] is None else texts["title"],
-        state=present_state(state, updated, stalled=tally["stalled"], now=now, stall_after=stall_after),
-        attempt=tally["attempt"],
+        project=fields["project"],
+        run_id=fields["run_id"],
+        name=fields["name"] if fields["title"] is None else fields["title"],
+        state=present_state(state, updated, stalled=fields["stalled"], now=now, stall_after=stall_after),
+        attempt=fields["attempt"],
         created=created,
-        started=created if tally["started"] is None else tally["started"],
-        ended=tally["ended"],
+        started=created if fields["started"] is None else fields["started"],
+        ended=fields["ended"],
         updated=updated,
-        newest=tally["newest"],
-        group=texts["grp"] or "",
-        tags=json.loads(texts["tags"] or "[]"),
-        notes=texts["notes"] or "",
-        archived=bool(tally["archived"]),
-        config=json.loads(texts["config"]),
-        points=tally["points"] + sum(snapshot.points.get(run, 0) for snapshot in snapshots),
+        newest=fields["newest"],
+        group=fields["grp"] or "",
+        job_type=fields["job_type"] or "",
+        tags=json.loads(fields["tags"] or "[]"),
+        notes=fields["notes"] or "",
+        archived=bool(fields["archived"]),
+        config=json.loads(fields["config"]),
+        points=fields["points"] + sum(snapshot.points.get(run, 0) for snapshot in snapshots),
         processes=row[-1],
         lost=_lost(connection, run),
         summary=summaries,
@@ -220,6 +224,7 @@ def update_run(connection: sqlite3.Connection, run: int, changes: RunChanges) ->
         "tags": None if changes.tags is None else canonical_json(list(changes.tags)),
         "notes": changes.notes,
         "grp": changes.group,
+        "job_type": changes.job_type,
         "archived": changes.archived,
     }
     for column, value in columns.items():
