@@ -268,8 +268,8 @@ class MlflowExporter(DecodingExporter):
         run, process = self._run(run_event.sender)
         prefix = _prefix(run_event.sender, process)
         match run_event.media:
-            case Table(key, columns, rows):
-                self._table(run, prefix + self._path(key, run_event), columns, rows)
+            case Table(key, columns, rows, chart):
+                self._table(run, prefix + self._path(key, run_event), columns, rows, chart)
             case Image(key, data, media_type):
                 self._artifact(run, f"images/{prefix}{self._path(key, run_event)}.{_extension(media_type)}", data)
             case Images(key, images):
@@ -331,15 +331,22 @@ class MlflowExporter(DecodingExporter):
         )
         return path if owner == time else f"{path}-{time}"
 
-    def _table(self, run: str, path: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Log columns and rows as a JSON document. Images become separate files, and their cells contain the paths."""
+    def _table(
+        self,
+        run: str,
+        path: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[Any]],
+        chart: Mapping[str, Any] | None,
+    ) -> None:
+        """Log columns, rows and the chart as a JSON document. Images become separate files, and their cells contain the paths."""
         data = [list(row) for row in rows]
         for number, row in enumerate(data):
             for place, cell in enumerate(row):
                 if isinstance(cell, Image):
                     row[place] = f"tables/{path}/{number}-{place}.{_extension(cell.content_type)}"
                     self._artifact(run, row[place], cell.data)
-        document = {"columns": list(columns), "data": data}
+        document = {"columns": list(columns), "data": data} | ({} if chart is None else {"chart": dict(chart)})
         self._artifact(run, f"tables/{path}.json", json.dumps(document, default=str).encode())
 
     def _describe(self, run: str, body: Mapping[str, object], refused: RefusedItems) -> None:

@@ -13,6 +13,10 @@ from support.optional import torch
 from support.spooled_media import media_in, pixels
 from tensormeter import Audio, Html, Image, Table, Text, Video
 from tensormeter.conventions.media_types import is_of_type
+from tensormeter.errors import EncodingError
+from tensormeter.otlp import media as otlp_media
+from tensormeter.otlp.batch import Event
+from tensormeter.otlp.media import media_of
 from tensormeter.record.media.item import EventContent
 from tensormeter.ring.file import media_directory
 from tensormeter.ring.format import State
@@ -34,6 +38,49 @@ def test_tables_texts_and_alerts(source, spool, open_drain):
     assert (alert.title, alert.text, alert.level) == ("NaN", "in layer 3", "WARN")
     assert (step, note_step, alert_step) == (7, 8, 8)
     assert not list(media_directory(source.path).iterdir())
+
+
+class Loud(str):
+    """A title whose code raises."""
+
+    __slots__ = ()
+
+    def __getitem__(self, _):
+        raise RuntimeError("no titles today")
+
+
+def test_a_table_arrives_with_its_chart_and_without_an_invalid_one(source, spool, open_drain, caplog):
+    drain = open_drain(source)
+    chart = {"kind": "line", "x": "step", "y": ["train", "test"], "title": "Loss"}
+    table = Table(["step", "train", "test"], [[0, 1.0, 2.0]], chart=chart)
+    chart["kind"] = "bar"  # what the table has does not change
+    source.log({"curve": table}, 1)
+    assert caplog.records == []
+    wrong = ("line", {"kind": "line", "x": "a", "y": "z"}, {"kind": "bar", "x": "a", "y": "b", "title": Loud("t")})
+    for step, odd in enumerate(wrong * 2):
+        source.log({f"odd{step % 3}": Table(["a", "b"], [[1, 2]], chart=odd), "loss": 1.0}, 2 + step)
+    drain.advance(flush=True)
+    (first, _), *others = media_in(spool)
+    assert first.chart == {"kind": "line", "x": "step", "y": ["train", "test"], "title": "Loss"}
+    assert [(table.chart, table.rows) for table, _ in others] == [(None, [[1, 2]])] * 6
+    assert [record.getMessage().partition("{")[0] for record in caplog.records] == [
+        "'odd0': the table is recorded without its chart: expected a mapping such as ",
+        "'odd1': the table is recorded without its chart: y: there is no column 'z'; the columns are a, b",
+        "'odd2': the table is recorded without its chart: RuntimeError: no titles today",
+    ]
+    assert source.ring.drops() == {}
+
+
+def test_foreign_tables_lose_only_a_chart_that_is_invalid():
+    body = {"columns": ["a", "b"], "rows": [[1, 2]]}
+    deep = {"kind": "line", "x": "a", "y": [[["b"]]]}
+    for chart, expected in ((deep, None), (7, None), ({"kind": "scatter", "x": "a", "y": "b"}, "scatter")):
+        event = Event("tensormeter.table", 1, {**body, "chart": chart}, {"tensormeter.key": "t"})
+        table, _ = media_of(event)
+        assert (table.key, table.rows, table.chart and table.chart["kind"]) == ("t", [[1, 2]], expected)
+    with pytest.raises(EncodingError, match="the chart of the table 't': there is no kind"):
+        otlp_media.Table("t", ["a"], [[1]], {"kind": "pie"})
+    assert "chart" not in otlp_media.Table("t", ["a"], [[1]]).event(1, None).body
 
 
 def test_images_in_the_cells_of_a_table(source, spool, open_drain):

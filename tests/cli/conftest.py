@@ -83,7 +83,7 @@ def requests() -> Iterator[tuple[str, bytes]]:
         Video("v", b"\x1aE\xdf\xa3", "video/webm"),
         Html("v", "<p>"),
         Figure("v", "{}"),
-        Table("t", ["i", "n"], [[image, 1]]),
+        Table("t", ["i", "n"], [[image, 1]], {"kind": "bar", "x": "i", "y": "n"}),
         Text("phase", "warmup"),
         Text("phase", "decay\x1b[2J"),
     ]

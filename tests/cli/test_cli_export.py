@@ -325,7 +325,8 @@ def test_media_are_exported_to_files_inside_the_folder(run_cli, tmp_path):
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     png = b"\x89PNG\r\n\x1a\n"
     table = json.loads(files.pop("tables/t-4.json"))
-    assert table == {"columns": ["i", "n"], "data": [["tables/t-4-0-0.png", 1]]}
+    chart = {"kind": "bar", "x": "i", "y": "n"}
+    assert table == {"columns": ["i", "n"], "data": [["tables/t-4-0-0.png", 1]], "chart": chart}
     assert files == {
         "images/grid-0.png": png,
         "images/grid-0-2.png": png,

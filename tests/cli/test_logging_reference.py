@@ -11,7 +11,9 @@ import plotly.graph_objects as go
 import pytest
 from matplotlib.figure import Figure
 
+from support.documents import examples
 from support.optional import torch
+from support.processes import clean_environment, run_python
 from support.spooled_media import media_in
 from tensormeter import Audio, Histogram, Html, Image, Table, Text, Video
 from tensormeter.agent.ingest.ring_drainer import RingDrainer
@@ -52,6 +54,7 @@ EXAMPLES = (
     [go.Figure(go.Scatter(y=[1, 2]))],
     [Html("<p>", "caption")],
     [Table(["a"], [[1]]), Table(dataframe=pd.DataFrame({"a": [1]}))],
+    [Table(["a"], [[1]], chart={"kind": "histogram", "x": "a"})],
     [pd.DataFrame({"a": [1]})],
     [[{"a": 1}], ["x", "y"]],
     [[Audio(np.zeros(4), 8000), Html("<p>")], [go.Figure(go.Scatter(y=[1, 2]))]],
@@ -95,3 +98,9 @@ def test_every_kind_and_destination_is_in_the_tables():
     for destination in DESTINATIONS:
         (entry_point,) = entry_points(group="tensormeter_exporter", name=destination)
         assert getattr(entry_point.load(), "media", {}).keys() <= set(KINDS)
+
+
+def test_the_examples_of_the_page_run(tmp_path):
+    environment = clean_environment() | {"TENSORMETER_MODE": "offline"}
+    environment |= {name: str(tmp_path / name) for name in ("TENSORMETER_DIR", "TENSORMETER_BUFFER_DIR")}
+    assert [run_python("-c", code, environment=environment).stderr for code in examples("logging.md")] == [""]

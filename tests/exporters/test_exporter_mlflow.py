@@ -192,7 +192,7 @@ def test_processes_do_not_mix(make, exporter, client):
 
 def test_media_become_artifacts(make, exporter, client, tmp_path):
     media = [
-        Table("eval/samples", ["x"], [[1], ["b"]]).event(make.T0, 5),
+        Table("eval/samples", ["x"], [[1], ["b"]], {"kind": "histogram", "x": "x"}).event(make.T0, 5),
         Image("../digit", PIXEL, "image/png", 1, 1).event(make.T0, 6),
         Text("note", "hello").event(make.T0, 7),
     ]
@@ -200,7 +200,8 @@ def test_media_become_artifacts(make, exporter, client, tmp_path):
     run = the_run(client, "media").info.run_id
     table = client.download_artifacts(run, "tables/eval/samples-5.json", str(tmp_path))
     with open(table) as file:
-        assert file.read() == '{"columns": ["x"], "data": [[1], ["b"]]}'
+        chart = '{"kind": "histogram", "x": "x"}'
+        assert file.read() == f'{{"columns": ["x"], "data": [[1], ["b"]], "chart": {chart}}}'
     (image,) = client.list_artifacts(run, "images")
     assert re.fullmatch("images/digit_[0-9a-f]{8}-6.png", image.path), "a suffix keeps it from that of `digit`"
     assert [item.path for item in client.list_artifacts(run, "texts")] == ["texts/note-7.txt"]

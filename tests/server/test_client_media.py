@@ -25,11 +25,13 @@ def media_events():
         Text("phase", "warmup"),
         Text("phase", "warmup", first_step=5, count=3),
         Text("phase", "decay"),
-        Table("rows", ["image", "loss"], [[image, 0.5], [None, 0.25]]),
+        Table("rows", ["image", "loss"], [[image, 0.5], [None, 0.25]], {"kind": "histogram", "x": "loss"}),
     ]
     events = [item.event(T0 + number, number) for number, item in enumerate(items)]
     foreign = [
-        Event("tensormeter.table", T0 + 50, {"columns": ["a", "b"], "rows": [[{"x": 1}], [[1], 2, 3], 5]}),
+        Event(
+            "tensormeter.table", T0 + 50, {"columns": ["a", "b"], "rows": [[{"x": 1}], [[1], 2, 3], 5], "chart": [1]}
+        ),
         Event("tensormeter.table", T0 + 51, "text"),
         Event("tensormeter.images", T0 + 52, {"images": 5}),
         Event("tensormeter.text", T0 + 53, None),
@@ -60,6 +62,8 @@ def test_media(client):
     frame = table.to_pandas()
     assert (frame.shape, frame["loss"].tolist()) == ((2, 2), [0.5, 0.25])
     assert run.read_media(frame["image"][0]["digest"]) == PNG
+    assert table.chart == {"kind": "histogram", "x": "loss"}
+    assert [table.chart for table in run.tables() if table.key != "rows"] == [None, None]
     odd, foreign = [table.to_pandas() for table in run.tables() if table.key != "rows"]
     assert (odd.shape, foreign.shape) == ((0, 0), (2, 2))
     assert foreign.iloc[:, 1].tolist()[1] == 2

@@ -87,6 +87,7 @@ LOGGABLE: Final = (
         "`tensormeter.Html(data, caption)`", "html", "text or a file; shown without scripts, links and network access"
     ),
     Loggable("`tensormeter.Table(columns, data)`, `Table(dataframe=)`", "table", "[details](#tables)"),
+    Loggable("`Table(columns, data, chart=)`", "table", "drawn as a chart, [details](#charts)"),
     Loggable("pandas or polars frame, Arrow table", "table"),
     Loggable("list of mappings, or of texts", "table"),
     Loggable(
@@ -139,6 +140,43 @@ tables, and mappings of column names to cells. `Table(data=rows)` takes a two-di
 - Cells are numbers, strings, booleans, None, and images (`Image`, PIL images, Matplotlib figures). Other objects become text.
 - An index with a name becomes the first column; other indexes are left out. Missing values become None, except in columns of
   plain floats.
+
+## Charts
+
+`Table(columns, data, chart={...})` is drawn as a chart. The button "Table" shows the rows, and the slider selects the step, as for
+other media:
+
+```python
+import tensormeter
+
+run = tensormeter.init(project="charts")
+curve = tensormeter.Table(
+    ["class", "recall", "precision"],
+    [["cat", 0.0, 1.0], ["cat", 0.5, 0.9], ["cat", 1.0, 0.6], ["dog", 0.0, 1.0], ["dog", 1.0, 0.8]],
+    chart={"kind": "pr_curve", "x": "recall", "y": "precision", "series": "class", "title": "Validation"},
+)
+run.log({"validation/curve": curve}, step=100)
+run.finish()
+```
+
+`kind` is one of those below. `x`, `y` and `series` are names of columns, and `title` is a text.
+
+| kind | `x` | `y` | `series` (optional) | drawing |
+|---|---|---|---|---|
+| `line` | numbers, ISO 8601 dates or names | numbers; a column or a list of up to 50 columns | one line for each value | points are connected in order of `x`, and with names in order of the rows; a missing number interrupts the line |
+| `scatter` | numbers, ISO 8601 dates or names | numbers; a column or a list of up to 50 columns | one colour for each value | one point for each row |
+| `bar` | names | numbers; a column or a list of up to 50 columns | bars next to each other | one bar for each value of `x`; rows with the same `x` are added. Bars with long names are horizontal |
+| `histogram` | numbers or names | optional: the number of values that a row stands for | one histogram for each value | about 30 bins, which all series share |
+| `confusion_matrix` | predicted classes | actual classes | the number of samples that a row stands for; without it, each row is one sample | a heat map, shaded by the share of the actual class |
+| `pr_curve` | recall | precision | one curve for each class | with the average precision (AP), as in scikit-learn |
+| `roc_curve` | false positive rate | true positive rate | one curve for each class | with the area under the curve (AUC) and the line of chance |
+
+- The axes of lines and points are logarithmic if their values are positive, span a factor of 1,000 or more, and have a median below
+  a tenth of the highest value.
+- If a chart has more than 20,000 points, the page draws the lowest and the highest of each stretch. The table keeps all rows.
+- An invalid chart, such as one with the name of a missing column, causes one warning per key. The table is recorded without it.
+- `Client` returns the chart as `RecordedTable.chart`. `tensormeter export --media` and the destination `mlflow` write it to the
+  table's JSON file. The destinations `wandb` and `tensorboard` store only the rows.
 
 ## Destinations
 

@@ -26,7 +26,7 @@ _EXTENSIONS: Final = {"image/jpeg": "jpg", "audio/mpeg": "mp3"}
 def export_media(run: StoredRun, folder: Path) -> tuple[int, int]:
     """Write the media of a run to files named KIND/KEY-STEP, such as `images/samples-100.png`.
 
-    Tables become JSON with `columns` and `data`; their images become separate files, whose paths are in the cells. If two files
+    Tables become JSON with `columns`, `data` and, if they have one, `chart`; their images become separate files, whose paths are in the cells. If two files
     would have the same name, later ones get a number. The newest 10,000 items of each kind are exported.
 
     Returns:
@@ -98,7 +98,9 @@ def _write_table(run: StoredRun, files: _Files, table: RecordedTable) -> None:
                 row[position] = files.download(
                     "tables", table, str(cell["content_type"]), read, f"-{number}-{position}"
                 )
-    document = {"columns": list(table.columns), "data": rows}
+    document: dict[str, Any] = {"columns": list(table.columns), "data": rows}
+    if table.chart is not None:
+        document["chart"] = table.chart
     files.write("tables", table, "json", json.dumps(document, ensure_ascii=False).encode())
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from tensormeter.client.connection import Connection
 from tensormeter.client.frame import import_pandas
+from tensormeter.conventions.charts import chart_of
 from tensormeter.conventions.semconv import MEDIA_KEY
 
 if TYPE_CHECKING:
@@ -83,6 +84,11 @@ class RecordedTable(Record):
         """Cells of each row. NaN and infinities are strings, as everywhere in the API's JSON. An image is a mapping."""
         rows = self._fields.get("rows")
         return [row for row in rows if isinstance(row, list)] if isinstance(rows, list) else []
+
+    @property
+    def chart(self) -> Mapping[str, Any] | None:
+        """Chart that the page draws from the rows, as passed to `Table`; None if there is none or it is invalid."""
+        return chart_of(self._fields.get("chart"), self.columns)
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return the table as a DataFrame. In numeric columns, NaN and infinities are numbers.

@@ -10,6 +10,7 @@ from typing import Final
 __all__ = [
     "ALERT_CHARACTERS",
     "CAPTION_CHARACTERS",
+    "CHART_COLUMNS",
     "CODE_BYTES",
     "CONFIG_BYTES",
     "ENVELOPE_BYTES",
@@ -36,6 +37,8 @@ TABLE_CELLS: Final = 700_000
 
 A request may contain 1,500,000 fields, and a cell takes two of them.
 """
+CHART_COLUMNS: Final = 50
+"""Maximum number of columns that a chart of a table draws as separate lines."""
 TABLE_IMAGES: Final = 256
 """Maximum number of images in a table or a list of images."""
 IMAGE_BYTES: Final = 16 << 20

@@ -5,7 +5,7 @@ time series.
 
 | event name | fields of the body | attributes |
 |---|---|---|
-| `tensormeter.table` | `columns` (names), `rows` (lists of scalars and image bodies) | `tensormeter.key`, `tensormeter.step` |
+| `tensormeter.table` | `columns` (names), `rows` (lists of scalars and image bodies), `chart` (optional) | `tensormeter.key`, `tensormeter.step` |
 | `tensormeter.image` | `data` (bytes), `content_type`, `width`, `height`, `caption` | `tensormeter.key`, `tensormeter.step` |
 | `tensormeter.images` | `images` (image bodies) | `tensormeter.key`, `tensormeter.step` |
 | `tensormeter.video` | `data` (bytes), `content_type`, `width`, `height`, `frames`, `caption` | `tensormeter.key`, `tensormeter.step` |
@@ -18,13 +18,15 @@ time series.
 The events `tensormeter.run.start` (with `config`) and `tensormeter.run.end` (with `state`) are also sent as log records.
 Width and height are in pixels, and 0 if they are unknown, as are the number of frames of a video and the samples per second of
 an audio clip. If a short text was logged `count` times without a change, a second record of it has `count` and the `first_step`,
-and the last step as `tensormeter.step`. The first record has neither field. `tensormeter.conventions.limits` defines the size limits.
+and the last step as `tensormeter.step`. The first record has neither field. `tensormeter.conventions.limits` defines the size limits,
+and `tensormeter.conventions.charts` the charts of tables.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Final, Literal, cast
 
+from tensormeter.conventions.charts import ChartError, chart_of, read_chart
 from tensormeter.conventions.limits import (
     ALERT_CHARACTERS,
     IMAGE_BYTES,
@@ -252,20 +254,26 @@ class Figure(_Media):
 
 @dataclass(frozen=True)
 class Table(_Media):
-    """A table with named columns. Images in its cells have an empty key.
+    """A table with named columns. Images in its cells have an empty key. A chart describes how to draw its rows.
 
     Raises:
         TooLargeError: The total number of cells and rows exceeds `limits.TABLE_CELLS`, or the total size of the images exceeds
             `limits.IMAGE_BYTES`.
-        EncodingError: The length of a row differs from the number of columns.
+        EncodingError: The length of a row differs from the number of columns, or the chart is invalid.
     """
 
     EVENT: ClassVar = TABLE_EVENT
     key: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Scalar | Image]]
+    chart: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        if self.chart is not None:
+            try:
+                object.__setattr__(self, "chart", read_chart(self.chart, self.columns))
+            except ChartError as error:
+                raise EncodingError(f"the chart of the table {self.key!r}: {error}") from None
         for number, row in enumerate(self.rows):
             if len(row) != len(self.columns):
                 raise EncodingError(
@@ -284,7 +292,10 @@ class Table(_Media):
 
     def _body(self) -> dict[str, Value]:
         rows = [[_bare(cell) if isinstance(cell, Image) else cell for cell in row] for row in self.rows]
-        return super()._body() | {"rows": rows}
+        body = super()._body() | {"rows": rows}
+        if self.chart is None:
+            del body["chart"]
+        return body
 
 
 @dataclass(frozen=True)
@@ -363,6 +374,7 @@ def media_of(event: Event) -> tuple[Media, int | None] | None:
     try:
         if kind is Table:
             body["rows"] = [[_image_in(cell) for cell in row] for row in body.get("rows", ())]
+            body["chart"] = chart_of(body.get("chart"), body.get("columns", ()))
         elif kind is Images:
             body["images"] = [_image_in(image) for image in body.get("images", ())]
         media = kind(**{name: value for name, value in body.items() if name in names})

@@ -158,7 +158,7 @@ def _media(event: str, key: str, body: dict[str, Any], data: bytes) -> Media:
 def _table(key: str, body: dict[str, Any], data: bytes) -> Table:
     images = _images(body, data)
     rows = [[images[cell["image"]] if isinstance(cell, dict) else cell for cell in row] for row in body["rows"]]
-    return Table(key, body["columns"], rows)
+    return Table(key, body["columns"], rows, body.get("chart"))
 
 
 def _images(body: dict[str, Any], data: bytes) -> list[Image]:

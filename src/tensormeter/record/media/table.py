@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sized
 from itertools import chain, islice
 from typing import Any, Final
 
+from tensormeter.conventions.charts import ChartError, read_chart
 from tensormeter.conventions.fitting import json_bytes, json_text
 from tensormeter.conventions.limits import TABLE_BYTES, TABLE_CELLS, TABLE_IMAGES, too_large
 from tensormeter.conventions.semconv import TABLE_EVENT
@@ -12,7 +13,7 @@ from tensormeter.record.media.image import Image, ImagePart, describe_excess, is
 from tensormeter.record.media.item import EventContent, Media, refusal_of
 from tensormeter.record.media.text import Text
 from tensormeter.record.values.classify import Deferred, DeviceValue, Refused, classify
-from tensormeter.record.warn_once import text_of
+from tensormeter.record.warn_once import describe, text_of
 from tensormeter.ring.format import Drop
 
 __all__ = ["Table"]
@@ -34,8 +35,28 @@ class Table(Media):
     images of a table together may take up to 16 MiB in encoded form, and up to 60 MiB as pixels. A larger table is dropped and
     counted. The warning appears when the table is logged, or after the agent has encoded its images.
 
+    With a `chart`, the page draws the rows, and offers the table next to it. A chart is a mapping with these fields; `x`, `y` and
+    `series` are names of columns:
+
+    - `kind` "line": `y` over `x`, in order of `x`. `x` contains numbers, dates (ISO 8601) or names. `y` may be a list of columns.
+      `series` is a column; each of its values gets a separate line.
+    - `kind` "scatter": one point for each row, with the same columns.
+    - `kind` "bar": one bar for each value of `x`, as long as `y`. The values of rows with the same `x` are added. Several
+      columns in `y`, or the values of `series`, become bars next to each other.
+    - `kind` "histogram": the distribution of the column `x`. The page chooses the bins. The optional `y` contains the number of
+      values that a row stands for. `series` separates several distributions.
+    - `kind` "confusion_matrix": `x` contains the predicted class and `y` the actual class. Each row is one sample, or as many as
+      the optional column `series` contains.
+    - `kind` "pr_curve": `x` contains the recall and `y` the precision, `series` the class. The page adds the average precision.
+    - `kind` "roc_curve": `x` contains the false positive rate and `y` the true positive rate, `series` the class. The page adds
+      the area under the curve.
+    - `title`: a text above the chart.
+
+    An invalid chart causes a warning when the table is logged, and the table is recorded without it.
+
     Attributes:
         columns: Names of the columns.
+        chart: Chart as passed to the constructor, or None.
     """
 
     def __init__(
@@ -54,10 +75,10 @@ class Table(Media):
             dataframe: A frame: a DataFrame or Series of pandas or polars, an Arrow table, or a mapping of column names to
                 cells. An index with a name becomes the first column. Missing values of columns that are not plain numbers
                 become None.
-            chart: Chart that the page draws from the rows, such as ``{"kind": "line", "x": "recall", "y": "precision"}``.
+            chart: Chart that the page draws from the rows, such as ``{"kind": "line", "x": "step", "y": ["train", "test"]}``.
         """
         self.columns: list[str] = []
-        self.chart = None if chart is None else dict(chart)
+        self.chart = dict(chart) if type(chart) is dict else chart
         self._rows: list[list[Any]] = []
         self._images = 0
         self._excess_rows = 0  # number of rows that were not stored, because the table is too large to record
@@ -192,7 +213,11 @@ class Table(Media):
             )
         body: dict[str, Any] = {"columns": self.columns, "rows": rows}
         if self.chart is not None:
-            body["chart"] = self.chart
+            try:
+                body["chart"] = read_chart(self.chart, self.columns)
+            except Exception as error:  # the chart's own values may raise anything
+                reason = error if isinstance(error, ChartError) else describe(error)
+                remarks.append(f"the table is recorded without its chart: {reason}")
         text = json_text(body)
         size = json_bytes(body, text)
         if size > TABLE_BYTES:
