@@ -7,6 +7,7 @@ from pathlib import Path
 
 from live_server import CHROMIUM, FLAGS, sample_server
 from playwright.sync_api import Browser, Page, sync_playwright
+from sample_charts import send_charts
 from sample_logs import send_logs
 from sample_runs import send_gallery, send_wide
 
@@ -27,6 +28,7 @@ VIEWS = {
     "system": "#/p/vision/runs/vis00/system",
     "distributions": "#/p/vision/runs/vis00/distributions",
     "media": "#/p/vision/runs/vis00/media",
+    "table-charts": "#/p/charts/runs/charts/media",
     "logs": "#/p/console/runs/ranks/logs?q=loss",
     "failure": "#/p/console/runs/broken/overview",
     "overview": "#/p/vision/runs/vis05/overview",
@@ -49,7 +51,9 @@ def main() -> int:
         return 1
     arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        server = sample_server(Path(folder), send_gallery, send_logs, lambda post: send_wide(post, metrics=60))
+        server = sample_server(
+            Path(folder), send_gallery, send_charts, send_logs, lambda post: send_wide(post, metrics=60)
+        )
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         for name, scheme in README.items() if arguments.readme else ():
             IMAGES.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,11 @@
 // A card with the media that were logged under one key, and a slider over their steps.
 
-import { fill, h } from "../base/dom";
+import { button, fill, h } from "../base/dom";
 import * as format from "../base/format";
 import { remember } from "../base/remember";
 import type * as api from "../data/api";
 import { type Kind, kindOf, MAX_CHARACTERS } from "../data/media";
+import { hideTip } from "./figureTip";
 import { type Loader, mediaContent } from "./mediaContent";
 
 export class MediaCard {
@@ -12,6 +13,7 @@ export class MediaCard {
   private readonly stage = h("div", { class: "stage media" });
   private readonly slider = h("input", { type: "range", min: 0, value: 0, "aria-label": "Step", on: { input: () => void this.draw() } });
   private readonly words = h("p", { class: "remark" });
+  private readonly rows = button("Table", () => this.toggleRows(), { class: "chip", "aria-pressed": "false", hidden: true });
   private readonly sliderLabel: HTMLElement;
   private events: api.TelemetryEvent[] = [];
   private readonly urls = new Map<string, Promise<string>>();
@@ -25,7 +27,7 @@ export class MediaCard {
     private readonly read: (event: api.TelemetryEvent) => Promise<unknown>,
   ) {
     this.sliderLabel = h("label", { class: "slider" }, "step ", this.slider);
-    this.element = h("section", { class: `card ${kind}`, "aria-label": key }, h("header", {}, h("h3", { title: key }, key)), this.stage, this.sliderLabel, this.words);
+    this.element = h("section", { class: `card ${kind}`, "aria-label": key }, h("header", {}, h("h3", { title: key }, key), this.rows), this.stage, this.sliderLabel, this.words);
   }
 
   update(events: api.TelemetryEvent[]): void {
@@ -40,7 +42,14 @@ export class MediaCard {
 
   close(): void {
     // Later, because a picture may still be loading its address.
+    hideTip();
     for (const url of this.urls.values()) url.then((address) => setTimeout(() => URL.revokeObjectURL(address), 10_000), () => {});
+  }
+
+  /** Show the rows of a table instead of its chart, or the chart again. */
+  private toggleRows(): void {
+    this.rows.setAttribute("aria-pressed", String(this.rows.getAttribute("aria-pressed") !== "true"));
+    void this.draw();
   }
 
   private async draw(): Promise<void> {
@@ -50,10 +59,12 @@ export class MediaCard {
     try {
       const body = ((event.body === null && event.size > MAX_CHARACTERS ? await this.fullBody(event) : event.body) ?? {}) as Record<string, unknown>;
       if (turn !== this.turn) return;
-      const content = await mediaContent(kindOf(event), this.key, body, (digest) => remember(this.urls, digest, () => this.open(digest)));
+      const content = await mediaContent(kindOf(event), this.key, body, (digest) => remember(this.urls, digest, () => this.open(digest)), this.rows.getAttribute("aria-pressed") === "true");
       if (turn !== this.turn) return;
       const steps = stepsOf(event, body);
       this.slider.setAttribute("aria-valuetext", steps);
+      this.rows.hidden = !content.hasChart;
+      hideTip();
       fill(this.stage, content.element);
       this.words.textContent = [steps, format.moment(format.epoch(event.time)), ...content.words].filter(Boolean).join(" · ");
     } catch (error) {

@@ -6,12 +6,16 @@ import type { Kind } from "../data/media";
 import { htmlFrame } from "./htmlFrame";
 import { type Picture, picture } from "./lightbox";
 import { MediaTable } from "./mediaTable";
+import { figureView } from "./figureView";
 import { plotlyFigure } from "./plotlyFigure";
+import { chartFigure, readChart } from "./tableChart";
 
 export interface MediaContent {
   element: HTMLElement;
   /** Facts about the item, such as its caption. */
   words: string[];
+  /** Whether the item is a table with a chart. */
+  hasChart?: boolean;
 }
 
 /** Load an image, a video or an audio clip, and return its address. */
@@ -19,7 +23,8 @@ export type Loader = (digest: string) => Promise<string>;
 
 type Body = Record<string, unknown>;
 
-export async function mediaContent(kind: Kind, key: string, body: Body, load: Loader): Promise<MediaContent> {
+/** Make the content. `showsRows` selects the rows of a table that has a chart. */
+export async function mediaContent(kind: Kind, key: string, body: Body, load: Loader, showsRows: boolean): Promise<MediaContent> {
   const caption = String(body.caption ?? "");
   const size = body.width ? `${body.width} × ${body.height}` : "";
   switch (kind) {
@@ -38,8 +43,19 @@ export async function mediaContent(kind: Kind, key: string, body: Body, load: Lo
     case "text":
       return { element: h("pre", { class: "text", tabindex: 0 }, String(body.text ?? "")), words: [] };
     default:
-      return { element: new MediaTable(body.columns, body.rows, load).element, words: [] };
+      return table(key, body, load, showsRows);
   }
+}
+
+function table(key: string, body: Body, load: Loader, showsRows: boolean): MediaContent {
+  const chart = readChart(body);
+  const hasChart = chart !== null;
+  if (!chart || showsRows) return { element: new MediaTable(body.columns, body.rows, load).element, words: [], hasChart };
+  const words: string[] = [];
+  const figure = chartFigure(chart, body, words);
+  const hasValues = figure.traces.some(({ x, y }) => x.length && y.length);
+  const content = hasValues ? figureView({ ...figure, name: `${chart.title || key}, ${figure.name}` }, words) : [h("p", { class: "muted" }, "This chart has no values.")];
+  return { element: h("div", { class: "plotly" }, chart.title ? h("h4", {}, chart.title) : null, ...content), words, hasChart };
 }
 
 function digestOf(body: Body): string | undefined {

@@ -4,11 +4,10 @@ import * as format from "../base/format";
 
 export type Value = number | string | null;
 
-/** Whether an axis has plain values, the places of bars, their lengths, or the rows or columns of a grid of cells. */
-export type AxisContent = "values" | "bars" | "lengths" | "cells";
+/** Whether an axis has plain values, its exact range, the places of bars, their lengths, or the rows or columns of a grid of cells. */
+export type AxisContent = "values" | "exact" | "bars" | "lengths" | "cells";
 
 const TICKS = 6;
-const MAX_NAMES = 12;
 const DAY = 86_400_000;
 const YEAR = 365 * DAY;
 /** Distances of ticks on an axis of dates, in milliseconds. */
@@ -18,31 +17,34 @@ const TIMES = [1000, 5000, 15_000, 60_000, 300_000, 900_000, 3_600_000, 10_800_0
 export interface Axis {
   place: (value: Value) => number;
   ticks: [number, string][];
+  /** Whether the ticks are categories. */
+  hasNames?: boolean;
 }
 
-/** Make an axis for values. `layout` is the axis's part of the figure's layout. */
-export function axisOf(values: Value[], layout: Record<string, unknown>, content: AxisContent): Axis {
-  const axis = readAxis(values.filter((value) => value !== null), layout.type, content);
+/** Make an axis for values. `layout` is the axis's part of the figure's layout, and `most` the number of categories with a label. */
+export function axisOf(values: Value[], layout: Record<string, unknown>, content: AxisContent, most: number): Axis {
+  const axis = readAxis(values.filter((value) => value !== null), layout, content, most);
   if (!String(layout.autorange).includes("reversed")) return axis;
-  return { place: (value) => 1 - axis.place(value), ticks: axis.ticks.map(([place, label]) => [1 - place, label]) };
+  return { ...axis, place: (value) => 1 - axis.place(value), ticks: axis.ticks.map(([place, label]) => [1 - place, label]) };
 }
 
-function readAxis(values: (number | string)[], type: unknown, content: AxisContent): Axis {
-  if (content === "cells" || type === "category") return categoryAxis(values);
+function readAxis(values: (number | string)[], { type, range }: Record<string, unknown>, content: AxisContent, most: number): Axis {
+  if (content === "cells" || type === "category") return categoryAxis(values, most);
   const dates = values.map((value) => (typeof value === "string" && /^\d{4}-\d\d/.test(value) ? Date.parse(value) : Number.NaN));
   if (values.length > 0 && dates.every(Number.isFinite)) return linearAxis(dates, content, true);
   const numbers = values.map((value) => (typeof value === "string" && value.trim() === "" ? Number.NaN : Number(value)));
-  if (numbers.some((value, index) => Number.isNaN(value) && typeof values[index] === "string")) return categoryAxis(values);
+  if (numbers.some((value, index) => Number.isNaN(value) && typeof values[index] === "string")) return categoryAxis(values, most);
   const finite = numbers.filter(Number.isFinite);
+  if (type !== "log" && Array.isArray(range) && range.length === 2 && range.every(Number.isFinite) && range[0] < range[1]) return linearAxis(range, "exact", false);
   return type === "log" ? logAxis(finite) : linearAxis(finite, content, false);
 }
 
-function categoryAxis(values: (number | string)[]): Axis {
+function categoryAxis(values: (number | string)[], most: number): Axis {
   const names = [...new Set(values.map(String))];
   const index = new Map(names.map((value, position) => [value, position]));
-  const every = Math.ceil(names.length / MAX_NAMES);
+  const every = Math.ceil(names.length / Math.max(1, most));
   const ticks = names.map((value, position): [number, string] => [(position + 0.5) / names.length, value]).filter((_, position) => position % every === 0);
-  return { ticks, place: (value) => ((index.get(String(value)) ?? Number.NaN) + 0.5) / names.length };
+  return { hasNames: true, ticks, place: (value) => ((index.get(String(value)) ?? Number.NaN) + 0.5) / names.length };
 }
 
 function logAxis(numbers: number[]): Axis {
@@ -72,6 +74,7 @@ function linearAxis(numbers: number[], content: AxisContent, isDate: boolean): A
 
 function rangeOf(numbers: number[], content: AxisContent): [number, number] {
   const [low, high] = [least(numbers), most(numbers)];
+  if (content === "exact") return [low, high];
   if (content === "bars") return [low - 0.5 * stepOf(numbers), high + 0.5 * stepOf(numbers)];
   return content === "lengths" ? padded(Math.min(0, low), Math.max(0, high), low < 0, high > 0) : padded(low, high);
 }

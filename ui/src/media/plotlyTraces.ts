@@ -5,7 +5,8 @@ import { type Value, least, most, niceStep } from "./plotlyAxis";
 export type Json = Record<string, unknown>;
 type Column = Value[];
 
-const SERIES = 10;
+/** Number of colours of series. */
+export const SERIES = 10;
 const BINS = 30;
 const COLOR = /^(#[0-9a-f]{3,8}|[a-z]{3,20}|(rgb|hsl)a?\([\d.,%\s/]+\))$/i;
 const DRAWN = new Set(["scatter", "scattergl", "bar", "histogram", "heatmap"]);
@@ -23,6 +24,18 @@ export interface Trace {
   horizontal: boolean;
   /** Start of each bar that is stacked on others. */
   base: number[];
+  /** Names of bars in the tooltip, instead of their places. */
+  labels: string[];
+  /** Whether bars are bins of a histogram, which touch each other. */
+  isBinned?: boolean;
+  /** Shares from 0 to 1 that shade the cells, instead of their values. */
+  shades?: number[][];
+  /** Noun for the values of cells. */
+  unit?: string;
+  /** Result that the legend shows, such as the area under the curve. */
+  note?: string;
+  /** Whether this is a line for orientation, without a key and values. */
+  isGuide?: boolean;
 }
 
 export const object = (value: unknown): Json => (value !== null && typeof value === "object" && !Array.isArray(value) ? (value as Json) : {});
@@ -50,6 +63,7 @@ export function readTrace(trace: Json, index: number): Trace | null {
     dash: typeof line.dash === "string" && line.dash !== "solid",
     horizontal: trace.orientation === "h",
     base: [],
+    labels: [],
   };
 }
 
@@ -127,5 +141,5 @@ export function binned(trace: Trace): Trace {
     counts[bin] = (counts[bin] ?? 0) + 1;
   }
   const filled = Array.from(counts, (count) => count ?? 0);
-  return { ...trace, type: "bar", x: filled.map((_, bin) => Number((start + (bin + 0.5) * size).toPrecision(12))), y: filled, horizontal: false };
+  return { ...trace, type: "bar", isBinned: true, x: filled.map((_, bin) => Number((start + (bin + 0.5) * size).toPrecision(12))), y: filled, horizontal: false };
 }
