@@ -10,6 +10,7 @@ import pytest
 import tensormeter
 from support.servers import Server
 from tensormeter.client.run import StoredRun
+from tensormeter.session import open_runs
 
 __all__ = ["RecordedRuns", "record_runs"]
 
@@ -61,6 +62,5 @@ def record_runs(folder: Path) -> Iterator[RecordedRuns]:
         for name, value in variables.items():
             patch.setenv(f"TENSORMETER_{name}", str(value))
         yield RecordedRuns(client)
-        while tensormeter.run is not None:
-            tensormeter.finish()
+        open_runs.finish_all()
     server.stop()

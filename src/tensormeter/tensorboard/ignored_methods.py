@@ -68,3 +68,7 @@ class IgnoredMethods:
     def add_custom_scalars_marginchart(self, tags: Any, category: Any = "default", title: Any = "untitled") -> None:
         """Do nothing, with one warning: charts are arranged on the page."""
         ignore("add_custom_scalars_marginchart", "layouts of charts")
+
+    def export_scalars_to_json(self, path: Any) -> None:
+        """Do nothing, with one warning: tensorboardX writes this file; `tensormeter export` writes one after the run."""
+        ignore("export_scalars_to_json", "copies of scalars in the script; use `tensormeter export` after the run")

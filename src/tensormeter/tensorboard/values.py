@@ -3,6 +3,7 @@
 Nothing here waits for a device. Tensors on a device are scaled there, and media are made of them once copies have arrived.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -136,8 +137,9 @@ def _draw_boxes(picture: Any, boxes: "NDArray[Any]", labels: Sequence[str] | Non
     for index, (left, top, right, bottom) in enumerate(boxes.reshape(-1, 4).tolist()):
         canvas.line([(left, top), (left, bottom), (right, bottom), (right, top), (left, top)], fill="Red", width=2)
         if labels is not None and labels[index]:
-            _, _, width, height = font.getbbox(str(labels[index]))
-            margin = 0.05 * height
+            start, upper, end, lower = font.getbbox(str(labels[index]))
+            width, height = end - start, lower - upper
+            margin = math.ceil(0.05 * height)
             corner = (left, bottom - height - 2 * margin)
             canvas.rectangle([corner, (left + width, bottom)], fill="Red")
             canvas.text((left + margin, corner[1] + margin), str(labels[index]), fill="black", font=font)

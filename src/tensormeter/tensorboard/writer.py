@@ -60,6 +60,7 @@ class SummaryWriter(MediaMethods, IgnoredMethods):
         filename_suffix: str = "",
         *,
         run: Run | None = None,
+        logdir: Any = None,
         **options: Any,
     ) -> None:
         """Start a run, or join one. The call takes about ten milliseconds and does not use the network.
@@ -72,6 +73,7 @@ class SummaryWriter(MediaMethods, IgnoredMethods):
             flush_secs: Ignored.
             filename_suffix: Ignored.
             run: Run to log to, instead of starting one.
+            logdir: Name of `log_dir` in tensorboardX.
             options: Arguments for `tensormeter.init`, such as `project=` and `config=`. With any of them, the writer starts a
                 run even if the script has started one. Default project: `TENSORMETER_PROJECT`, or else "tensorboard".
 
@@ -79,6 +81,7 @@ class SummaryWriter(MediaMethods, IgnoredMethods):
             SettingsError: An option is invalid.
             TypeError: `tensormeter.init` has no such option.
         """
+        log_dir = log_dir or logdir
         self._is_default = not log_dir
         if not log_dir:
             now = datetime.now().strftime("%b%d_%H-%M-%S")  # noqa: DTZ005 - local time, as torch's
