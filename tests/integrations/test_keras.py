@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import tensormeter
+from support.documents import examples
 from support.recorded_runs import RecordedRuns, record_runs
 from tensormeter.integrations.keras import TensormeterCallback
 from tensormeter.session import open_runs
@@ -156,3 +157,12 @@ def test_a_schedule_is_recorded_and_the_results_do_not_change(recorded, data):
     assert len(rates) == BATCHES
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < rates[0]
+
+
+def test_the_examples_of_the_page_run(recorded):
+    for example in examples("integrations/keras.md"):
+        exec(example, {"__name__": "__main__"})
+    (run,) = recorded.client.runs("my project")
+    points = recorded.points(run)
+    assert [step for step, _ in points["batch/loss"]] == [2, 4, 6]
+    assert {"epoch/loss", "epoch/val_loss", "epoch/learning_rate", "test/loss"} <= points.keys()

@@ -20,6 +20,7 @@ from stable_baselines3.common.logger import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import tensormeter
+from support.documents import examples
 from support.recorded_runs import RecordedRuns, record_runs
 from tensormeter.integrations.sb3 import TensormeterCallback, TensormeterOutputFormat
 from tensormeter.session import open_runs
@@ -180,3 +181,12 @@ def test_the_logger_of_tensorboard_is_not_needed(recorded):
         model.learn(64, callback=TensormeterCallback())
         assert not any(isinstance(output, TensorBoardOutputFormat) for output in model.logger.output_formats)
     assert recorded.points("alone")
+
+
+def test_the_examples_of_the_page_run(recorded):
+    for example in examples("integrations/stable-baselines3.md"):
+        exec(example, {"__name__": "__main__"})
+    runs = {run.name: recorded.points(run) for run in recorded.client.runs("cartpole")}
+    assert len(runs) == 2
+    assert "rollout/ep_rew_mean" in runs.pop("ppo")
+    assert list(runs.values()) == [{"rollout/ep_rew_mean": [(64, 12.5)]}]
