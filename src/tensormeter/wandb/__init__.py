@@ -143,9 +143,11 @@ wandb_sdk: Final = sdk
 patched: Final[dict[str, list[Any]]] = {"tensorboard": [], "keras": [], "gym": []}
 
 _REPLACEMENTS: Final = {
+    "ArtifactTTL": "files are not uploaded, so they do not expire",
     "Evaluation": "log a wandb.Table",
     "EvalTable": "log a wandb.Table",
     "JoinedTable": "log a wandb.Table",
+    "box3d": "log an image of the boxes",
     "catboost": "log values in its callback with wandb.log",
     "integration": "use the modules of tensormeter.integrations",
     "keras": "use tensormeter.integrations.keras",

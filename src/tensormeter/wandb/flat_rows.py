@@ -1,13 +1,17 @@
 """Names with dots for the values of nested mappings, as in W&B: `{"train": {"loss": 1}}` is `train.loss`."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from tensormeter.conventions.limits import METRIC_NAMES, NESTED_MAPPINGS
 from tensormeter.record.nested_values import plain_key
 from tensormeter.wandb.notices import warn_once
 
-__all__ = ["NUMBERS", "flatten"]
+__all__ = ["NOTHING", "NUMBERS", "flatten"]
+
+NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+"""The data of a log call without arguments, which only commits."""
 
 NUMBERS: Final = frozenset({float, int, bool})
 """Types of values that need no conversion."""

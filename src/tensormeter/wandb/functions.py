@@ -8,6 +8,7 @@ from typing import Any
 
 from tensormeter.wandb import current
 from tensormeter.wandb.artifacts import Artifact
+from tensormeter.wandb.flat_rows import NOTHING
 from tensormeter.wandb.notices import refusing, warn_ignored, warn_once
 from tensormeter.wandb.sdk.wandb_metric import Metric
 from tensormeter.wandb.sdk.wandb_run import Run
@@ -57,7 +58,7 @@ class AlertLevel(Enum):
     ERROR = "ERROR"
 
 
-def log(data: Mapping[str, Any], step: Any = None, commit: bool | None = None, sync: Any = None) -> None:
+def log(data: Mapping[str, Any] = NOTHING, step: Any = None, commit: bool | None = None, sync: Any = None) -> None:
     """Record values in the current run. See `Run.log` for the arguments."""
     run = current.run
     if run is None:

@@ -2,26 +2,24 @@
 
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
-from tensormeter.conventions.limits import METRIC_NAMES
 from tensormeter.errors import UsageError
-from tensormeter.record.values.classify import classify_step
 from tensormeter.ring.format import AUTOMATIC_STEPS
 from tensormeter.session.run import Run as RecordedRun
 from tensormeter.wandb import current
 from tensormeter.wandb.artifacts import Artifact, record_artifact, save_files
-from tensormeter.wandb.flat_rows import NUMBERS, flatten
+from tensormeter.wandb.flat_rows import NOTHING
 from tensormeter.wandb.notices import refuse, warn_ignored, warn_once
 from tensormeter.wandb.sdk.wandb_config import Config
 from tensormeter.wandb.sdk.wandb_metric import Metric, definition
 from tensormeter.wandb.sdk.wandb_settings import Settings
 from tensormeter.wandb.sdk.wandb_summary import Summary
+from tensormeter.wandb.stepped_log import SteppedLog
 
 __all__ = ["AdoptedRun", "Run", "RunStatus"]
 
@@ -37,14 +35,10 @@ class RunStatus(NamedTuple):
     sync_time: None = None
 
 
-class Run:
+class Run(SteppedLog):
     """A run in progress, created by `init`.
 
-    Steps follow W&B's rules. `log` without a step writes to the current step and then goes on to the next one. `log` with a step
-    makes it the current one, and keeps it open for further values. Unlike in W&B, each call records its row at once, except for
-    rows with `commit=False`. Rows whose step is lower than the current one are recorded, too.
-
-    Thread-safe like `tensormeter.Run`. Two threads that log without a step at the same moment may share one.
+    `SteppedLog` describes the steps of rows.
 
     Attributes:
         config: Configuration of the run.
@@ -83,14 +77,10 @@ class Run:
             settings: Value of `Run.settings`.
             first_step: First step. Default: 0, or the step after the last one of earlier attempts.
         """
-        self._recorded = recorded
+        super().__init__(recorded, first_step)
         self._config = Config(config, self._record_config)
-        self._latest: dict[str, Any] = {}
         self._summary = Summary(self._latest, self._record_summary)
-        self._step = recorded._next_step if first_step is None else first_step
         self._starting_step = self._step
-        self._pending: dict[str, Any] = {}
-        self._lock = threading.RLock()
         self._folder = Path(os.path.abspath(folder or "."))
         self._dir: Path | None = None
         self._alerts: dict[str, float] = {}
@@ -103,93 +93,6 @@ class Run:
         self.pid = os.getpid()
         self.start_time = time.time()
         self.resumed = recorded.attempt > 1 or recorded._identity.resume
-
-    def log(self, data: Mapping[str, Any], step: Any = None, commit: bool | None = None, sync: Any = None) -> None:
-        """Record values. Returns immediately, and does not raise because of a value (see `tensormeter.Run.log`).
-
-        Args:
-            data: Values by name. Values of nested mappings have names with dots, such as `train.loss`.
-            step: Step of the values. Default: the current step.
-            commit: Whether to go on to the next step afterwards. Default: True without a step, and False with one. With False,
-                numbers and texts wait for the next call, the next step or the end of the run, and are recorded in one row with its
-                values; the last value of each name counts.
-            sync: Ignored.
-        """
-        if commit is None and not self._pending and (step is None or type(step) is int):
-            try:
-                for value in data.values():
-                    if type(value) not in NUMBERS:
-                        break
-                else:
-                    now = self._step
-                    if step is None:
-                        step = now
-                        self._step = now + 1
-                    elif step > now:
-                        self._step = step
-                    elif step < now:
-                        self._note_earlier(step)
-                    self._recorded.log(data, step)
-                    if len(self._latest) < METRIC_NAMES:
-                        self._latest.update(data)
-                    return
-            except AttributeError:  # not a mapping, which the recorder warns about
-                pass
-        self._log(data, step, commit)
-
-    def _log(self, data: Mapping[str, Any], step: Any, commit: bool | None) -> None:
-        """Record values of any type, or values that wait."""
-        values = flatten(data)
-        if values is None:  # not a mapping
-            self._recorded.log(data)
-            return
-        with self._lock:
-            at = self._open_step(step)
-            self._latest.update({key: value for key, value in values.items() if type(value) in NUMBERS})
-            if commit is False:
-                waiting = {key: value for key, value in values.items() if type(value) in NUMBERS or type(value) is str}
-                values = {key: value for key, value in values.items() if key not in waiting}
-                self._pending.update(waiting)
-            elif self._pending and at == self._step:
-                values, self._pending = {**self._pending, **values}, {}
-            if commit or (commit is None and step is None):
-                self._step = at + 1 if at == self._step else self._step
-        if values:
-            self._recorded.log(values, at)
-
-    def _open_step(self, step: Any) -> Any:
-        """Return the step of a row, which becomes the current one unless it is lower. A higher one writes the pending row."""
-        if step is None:
-            return self._step
-        try:
-            at = classify_step(step)
-        except Exception:  # the recorder warns about it, and uses the next step
-            return step
-        if at > self._step or self._step >= AUTOMATIC_STEPS:
-            self._flush()
-            self._step = at
-        elif at < self._step:
-            self._note_earlier(at)
-        return at
-
-    def _note_earlier(self, step: int) -> None:
-        """Handle a step that is lower than the current one, which may also be unknown because the run is resumed."""
-        if self._step >= AUTOMATIC_STEPS:
-            self._flush()
-            self._step = step
-        else:
-            warn_once(
-                "earlier step",
-                "wandb.log: step %d is lower than the current step %d; it is recorded at step %d, although W&B would drop it",
-                *(step, self._step, step),
-            )
-
-    def _flush(self) -> None:
-        """Record the values that wait for a commit."""
-        with self._lock:
-            values, self._pending = self._pending, {}
-        if values:
-            self._recorded.log(values, self._step)
 
     def before_finish(self) -> None:
         """Record the values that wait, and stop helpers. `Run.finish` and the end of the process call this."""
@@ -569,7 +472,9 @@ class AdoptedRun(Run):
 
     is_adopted = True
 
-    def log(self, data: Mapping[str, Any], step: Any = None, commit: bool | None = None, sync: Any = None) -> None:
+    def log(
+        self, data: Mapping[str, Any] = NOTHING, step: Any = None, commit: bool | None = None, sync: Any = None
+    ) -> None:
         self._step = max(self._step, self._recorded._next_step)
         super().log(data, step, commit, sync)
 
