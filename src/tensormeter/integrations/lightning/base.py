@@ -1,0 +1,30 @@
+"""Base classes of Lightning, from the packages `lightning` and `pytorch_lightning`.
+
+Both packages contain the same classes under different names, and check the type of loggers and callbacks. The bases combine
+those of all installed packages, so that one class works with each of them.
+"""
+
+import types
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Final
+
+__all__ = ["CallbackBase", "LoggerBase", "rank_zero_experiment"]
+
+_PACKAGES: Final = [
+    package
+    for package, root in (("lightning.pytorch", "lightning"), ("pytorch_lightning", "pytorch_lightning"))
+    if find_spec(root) is not None
+] or ["lightning.pytorch"]  # the import explains that the package is missing
+
+
+def _combine(module: str, name: str) -> Any:
+    bases = tuple(getattr(import_module(f"{package}.{module}"), name) for package in _PACKAGES)
+    return types.new_class(f"{name}Base", bases, exec_body=lambda body: body.update(__module__=__name__))
+
+
+LoggerBase: Final = _combine("loggers.logger", "Logger")
+CallbackBase: Final = _combine("callbacks.callback", "Callback")
+
+rank_zero_experiment: Final[Any] = import_module(f"{_PACKAGES[0]}.loggers.logger").rank_zero_experiment
+"""A decorator that replaces the experiment on all ranks but the first by an object that ignores all calls."""
