@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Final
 
-__all__ = ["CallbackBase", "LoggerBase", "rank_zero_experiment"]
+__all__ = ["CallbackBase", "DummyExperimentBase", "LoggerBase"]
 
 _PACKAGES: Final = [
     package
@@ -25,6 +25,5 @@ def _combine(module: str, name: str) -> Any:
 
 LoggerBase: Final = _combine("loggers.logger", "Logger")
 CallbackBase: Final = _combine("callbacks.callback", "Callback")
-
-rank_zero_experiment: Final[Any] = import_module(f"{_PACKAGES[0]}.loggers.logger").rank_zero_experiment
-"""A decorator that replaces the experiment on all ranks but the first by an object that ignores all calls."""
+DummyExperimentBase: Final = _combine("loggers.logger", "DummyExperiment")
+"""Type of the experiments of all ranks but the first."""

@@ -67,14 +67,14 @@ class TensormeterCallback(CallbackBase):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Record the metrics of the batch, at the steps at which loggers would receive them."""
-        fresh = self._read(trainer)
+        metrics = self._of_batch(trainer)
         fit_loop = trainer.fit_loop
         if fit_loop._should_accumulate() and trainer.lightning_module.automatic_optimization:
             return
         step = fit_loop.epoch_loop._batches_that_stepped
         every = self._every or trainer.log_every_n_steps
         if (every and (step + 1) % every == 0) or trainer.should_stop or trainer.fast_dev_run:
-            self._record(fresh, step, trainer.current_epoch)
+            self._record(metrics, step, trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Note the epoch and its last step. Its metrics are complete only after the hooks of the LightningModule."""
@@ -82,11 +82,11 @@ class TensormeterCallback(CallbackBase):
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Record the metrics of the previous epoch."""
-        self._record(self._read(trainer), self._epoch_step, self._epoch)
+        self._record(self._of_epoch(trainer), self._epoch_step, self._epoch)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Record the metrics of the last epoch."""
-        self._record(self._read(trainer), self._epoch_step, self._epoch)
+        self._record(self._of_epoch(trainer), self._epoch_step, self._epoch)
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -98,7 +98,9 @@ class TensormeterCallback(CallbackBase):
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Record the metrics of the validation."""
         if not trainer.sanity_checking:
-            self._record(self._read(trainer), trainer.fit_loop.epoch_loop._batches_that_stepped, trainer.current_epoch)
+            self._record(
+                self._of_epoch(trainer), trainer.fit_loop.epoch_loop._batches_that_stepped, trainer.current_epoch
+            )
 
     def on_test_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -108,30 +110,42 @@ class TensormeterCallback(CallbackBase):
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         """Record the metrics of the test."""
-        self._record(self._read(trainer), trainer.fit_loop.epoch_loop._batches_that_stepped, trainer.current_epoch)
+        self._record(self._of_epoch(trainer), trainer.fit_loop.epoch_loop._batches_that_stepped, trainer.current_epoch)
 
     def _record_evaluated(self, trainer: Any, stage: str, dataloader_idx: int) -> None:
         step = self._evaluated[stage, dataloader_idx]
         self._evaluated[stage, dataloader_idx] += 1
-        fresh = self._read(trainer)
-        if self._run is not None and fresh:
-            self._run.log(fresh, step)
+        metrics = self._of_batch(trainer)
+        if self._run is not None and metrics:
+            self._run.log(metrics, step)
 
     def _record(self, metrics: dict[str, Any], step: int, epoch: int) -> None:
         if self._run is not None and metrics:
             self._run.log({"epoch": epoch, **metrics}, max(step, 0))
 
-    def _read(self, trainer: Any) -> dict[str, Any]:
-        """Return the metrics that have changed since the last call. All ranks must call this, because it may communicate.
+    def _of_batch(self, trainer: Any) -> dict[str, Any]:
+        """Return the metrics of the current batch, as loggers receive them, and mark them as seen."""
+        metrics: dict[str, Any] = trainer._logger_connector.metrics["log"]
+        for name, tensor in metrics.items():
+            self._seen[name] = (tensor, _version(tensor))
+        return metrics
 
-        `logged_metrics` keeps the values of earlier epochs. A metric has changed if it is in other memory, or if the memory
-        was written. The tensors in `_seen` prevent memory from being used again.
+    def _of_epoch(self, trainer: Any) -> dict[str, Any]:
+        """Return the metrics that have changed since they were seen last, and mark them as seen.
+
+        `logged_metrics` keeps the values of batches and of earlier epochs. A metric has changed if it is in other memory, or if
+        the memory was written. The tensors in `_seen` prevent memory from being used again.
         """
         fresh = {}
         for name, tensor in trainer.logged_metrics.items():
-            version = 0 if tensor.is_inference() else tensor._version
             seen = self._seen.get(name)
+            version = _version(tensor)
             if seen is None or seen[1] != version or seen[0].data_ptr() != tensor.data_ptr():
                 self._seen[name] = (tensor, version)
                 fresh[name] = tensor
         return fresh
+
+
+def _version(tensor: Any) -> int:
+    """Return the number of times that a tensor was changed in place. Inference tensors do not count this."""
+    return 0 if tensor.is_inference() else int(tensor._version)

@@ -3,6 +3,7 @@
 import os
 from argparse import Namespace
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -10,11 +11,29 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from tensormeter import Audio, Image, Run, Settings, Table, Video
 from tensormeter.integrations.framework_run import script_run, start_run
-from tensormeter.integrations.lightning.base import LoggerBase, rank_zero_experiment
+from tensormeter.integrations.lightning.base import DummyExperimentBase, LoggerBase
 
 __all__ = ["TensormeterLogger"]
 
 _DEFAULT_PROJECT: Final = "lightning_logs"
+
+
+class IgnoredRun(DummyExperimentBase):
+    """The experiment of all ranks but the first. It has all attributes of a run, and ignores all calls."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+    def phase(self, *args: Any, **kwargs: Any) -> AbstractContextManager[None]:
+        """Return a context manager that does nothing."""
+        return nullcontext()
+
+    step = phase
 
 
 class TensormeterLogger(LoggerBase):
@@ -92,9 +111,10 @@ class TensormeterLogger(LoggerBase):
         self._kept_checkpoints: dict[int, Any] = {}  # callbacks whose checkpoints are recorded at the end
 
     @property
-    @rank_zero_experiment
     def experiment(self) -> Any:
         """The `Run` that the logger records to, which is started if necessary. On other ranks, it ignores all calls."""
+        if rank_zero_only.rank > 0:
+            return IgnoredRun()
         if self._experiment is None:
             self._experiment = script_run() or start_run(self._options, {"project": _DEFAULT_PROJECT})
         return self._experiment
