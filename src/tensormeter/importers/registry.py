@@ -19,6 +19,7 @@ from tensormeter.importers.tally import Tally
 __all__ = ["KINDS", "ImportContext", "Options", "RunSource", "SourceError", "find_sources"]
 
 KINDS: Final = {
+    "wandb": "tensormeter.importers.wandb",
     "otlp-jsonl": "tensormeter.importers.otlp_lines",
 }
 """Modules by kind, in the order in which they are asked about an address of unknown kind."""
