@@ -20,6 +20,7 @@ __all__ = ["KINDS", "ImportContext", "Options", "RunSource", "SourceError", "fin
 
 KINDS: Final = {
     "wandb": "tensormeter.importers.wandb",
+    "tensorboard": "tensormeter.importers.tensorboard",
     "otlp-jsonl": "tensormeter.importers.otlp_lines",
 }
 """Modules by kind, in the order in which they are asked about an address of unknown kind."""

@@ -328,6 +328,16 @@ class RunRequests:
         self._tally.logs += 1
         self._add_event(event, len(text))
 
+    def config(self, values: Mapping[str, Any], time: int) -> None:
+        """Replace the configuration, if the source has it later than its start. Secrets are masked.
+
+        Args:
+            values: Configuration.
+            time: Time of the change in nanoseconds since the Unix epoch.
+        """
+        fitting = self._fitting(values, "values of the configuration that are too large")
+        self._add_event(Event(RUN_CONFIG, max(1, time), {"config": fitting}), 0)
+
     def summary(self, values: Mapping[str, Any], time: int) -> None:
         """Set the summary of the run: the values that its script wrote. Nested names are joined with "/".
 

@@ -6,23 +6,9 @@ files without the package `wandb`, and Protobuf skips all other fields.
 
 from typing import Any, Final
 
-from google.protobuf import descriptor_pb2, descriptor_pool
-from google.protobuf.message_factory import GetMessageClass
+from tensormeter.importers.message_schema import build_messages
 
 __all__ = ["HistoryItem", "HistoryRow", "Record", "record_kind"]
-
-_PACKAGE: Final = "tensormeter.importers.wandb"
-_STRING, _BYTES, _INT64, _INT32, _UINT32, _DOUBLE, _BOOL, _MESSAGE = 9, 12, 3, 5, 13, 1, 8, 11
-
-_TYPES: Final = {
-    "string": _STRING,
-    "bytes": _BYTES,
-    "int64": _INT64,
-    "int32": _INT32,
-    "uint32": _UINT32,
-    "double": _DOUBLE,
-    "bool": _BOOL,
-}
 
 _MESSAGES: Final[dict[str, str]] = {
     "Timestamp": "1 seconds int64, 2 nanos int32",
@@ -51,31 +37,10 @@ _MESSAGES: Final[dict[str, str]] = {
     "23 preempting File, 26 environment Environment",
     "HistoryRow": "1 item Item*, 2 step Step",
 }
-"""Fields by message: number, name and type of each. A `*` marks repeated fields. Configurations have the form of summaries."""
+"""Fields by message; see `build_messages`. Configurations have the form of summaries."""
 
 
-def _build() -> dict[str, Any]:
-    file = descriptor_pb2.FileDescriptorProto(
-        name="tensormeter/importers/wandb.proto", package=_PACKAGE, syntax="proto3"
-    )
-    for name, fields in _MESSAGES.items():
-        message = file.message_type.add(name=name)
-        for entry in fields.split(", "):
-            number, field_name, kind = entry.split()
-            field = message.field.add(name=field_name, number=int(number))
-            field.label = field.LABEL_REPEATED if kind.endswith("*") else field.LABEL_OPTIONAL
-            base = kind.removesuffix("*")
-            if base in _TYPES:
-                field.type = _TYPES[base]  # type: ignore[assignment]
-            else:
-                field.type = field.TYPE_MESSAGE
-                field.type_name = f".{_PACKAGE}.{base}"
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return {name: GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in _MESSAGES}
-
-
-_CLASSES: Final = _build()
+_CLASSES: Final = build_messages("tensormeter.importers.wandb", _MESSAGES)
 
 _ENVELOPE: Final = frozenset({1, 16, 19, 200})
 """Fields of a record that precede or follow its contents: number, control, UUID and information about the sender."""

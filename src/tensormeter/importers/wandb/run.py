@@ -11,7 +11,7 @@ from typing import Any, Final
 from google.protobuf.message import DecodeError
 
 from tensormeter.conventions.nesting import flatten
-from tensormeter.conventions.semconv import ARTIFACT_EVENT, RUN_CONFIG, STEP_METRIC
+from tensormeter.conventions.semconv import ARTIFACT_EVENT, MEDIA_KEY, RUN_CONFIG, STEP_METRIC
 from tensormeter.importers.plain_values import plain_document
 from tensormeter.importers.point_block import PointBlock
 from tensormeter.importers.registry import ImportContext, SourceError
@@ -23,7 +23,7 @@ from tensormeter.importers.wandb.media import RunMedia
 from tensormeter.importers.wandb.messages import Record, record_kind
 from tensormeter.importers.wandb.output import ConsoleOutput
 from tensormeter.importers.wandb.record_log import read_records
-from tensormeter.otlp.batch import Event
+from tensormeter.otlp.batch import Attribute, Event
 from tensormeter.otlp.document import parse_document
 from tensormeter.redaction import mask_arguments
 
@@ -238,15 +238,17 @@ class _Reader:
         entries = artifact.manifest.contents
         body: dict[str, Any] = {
             "name": artifact.name,
-            "kind": artifact.type,
+            "type": artifact.type,
+            "aliases": list(artifact.aliases),
+            "uri": f"wandb-artifact:{artifact.name}",
             "digest": f"md5:{artifact.digest}" if artifact.digest else "",
             "size": sum(entry.size for entry in entries),
             "files": len(entries),
             "metadata": metadata,
-            "aliases": list(artifact.aliases),
         }
         step = self._history.last_step
-        self._requests.event(Event(ARTIFACT_EVENT, self.last_time, body, {STEP_METRIC: step} if step >= 0 else {}))
+        attributes: dict[str, Attribute] = {MEDIA_KEY: artifact.name, **({STEP_METRIC: step} if step >= 0 else {})}
+        self._requests.event(Event(ARTIFACT_EVENT, self.last_time, body, attributes))
         self._tally.leave_out("contents of artifacts (their records are kept)", len(entries))
 
 
