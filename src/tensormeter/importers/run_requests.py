@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -58,6 +59,7 @@ _MOST_POINTS: Final = 50_000
 _MOST_EVENTS: Final = 2_000
 _MOST_EVENT_BYTES: Final = 4 << 20
 _LONGEST_NAME: Final = 1024
+_NO_ATTRIBUTES: Final[Mapping[str, Attribute]] = MappingProxyType({})
 
 Numbers = NDArray[np.float64] | NDArray[np.int64]
 
@@ -150,7 +152,13 @@ class RunRequests:
         self._tally.runs += counted
 
     def points(
-        self, name: str, steps: NDArray[np.int64] | None, times: NDArray[np.int64], values: Numbers, unit: str = ""
+        self,
+        name: str,
+        steps: NDArray[np.int64] | None,
+        times: NDArray[np.int64],
+        values: Numbers,
+        unit: str = "",
+        attributes: Mapping[str, Attribute] = _NO_ATTRIBUTES,
     ) -> None:
         """Add points of one metric. Metrics of the same rows should be passed one after another, with the same arrays.
 
@@ -160,8 +168,9 @@ class RunRequests:
             times: Time of each point in nanoseconds since the Unix epoch, int64, shape (n,).
             values: Values, float64 or int64, shape (n,).
             unit: UCUM unit, or "".
+            attributes: Attributes that distinguish this series from others with the same name.
         """
-        self.placed_points(name, times if steps is None else self.place(steps, times), values, unit)
+        self.placed_points(name, times if steps is None else self.place(steps, times), values, unit, attributes)
 
     def place(self, steps: NDArray[np.int64], times: NDArray[np.int64]) -> NDArray[np.int64]:
         """Add steps, and return the times that belong to them, for `placed_points`.
@@ -186,7 +195,14 @@ class RunRequests:
             self._add_series(Gauge(STEP_METRIC, new_times.view(np.uint64), new_steps), len(new_times))
         return assigned
 
-    def placed_points(self, name: str, times: NDArray[np.int64], values: Numbers, unit: str = "") -> None:
+    def placed_points(
+        self,
+        name: str,
+        times: NDArray[np.int64],
+        values: Numbers,
+        unit: str = "",
+        attributes: Mapping[str, Attribute] = _NO_ATTRIBUTES,
+    ) -> None:
         """Add points of one metric at times from `place`. See `points`."""
         if not self._is_named(name, len(times)):
             return
@@ -194,7 +210,7 @@ class RunRequests:
         converted: Numbers = (
             values.astype(np.int64, copy=False) if values.dtype.kind in "iu" else values.astype(np.float64, copy=False)
         )
-        gauge = Gauge(name, moments, converted, unit=unit)
+        gauge = Gauge(name, moments, converted, unit=unit, attributes=attributes)
         self._tally.points += len(times)
         self._add_series(gauge, len(times))
 
@@ -210,6 +226,7 @@ class RunRequests:
         maximum: float | None = None,
         total: float | None = None,
         unit: str = "",
+        attributes: Mapping[str, Attribute] = _NO_ATTRIBUTES,
     ) -> None:
         """Add a distribution.
 
@@ -223,6 +240,7 @@ class RunRequests:
             maximum: Largest value, or None if unknown.
             total: Sum of the values, or None if unknown.
             unit: UCUM unit, or "".
+            attributes: Attributes that distinguish this series from others with the same name.
         """
         if not self._is_named(name, 1):
             return
@@ -255,6 +273,7 @@ class RunRequests:
                 bounds=bounds,
                 buckets=padded[np.newaxis],
                 unit=unit,
+                attributes=attributes,
                 temporality=Temporality.DELTA,
             ),
             1 + len(padded) // 4,

@@ -1,0 +1,147 @@
+"""Readers of tables: CSV, Parquet and JSON lines, in blocks of rows."""
+
+import csv
+import io
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from tensormeter.conventions.nesting import flatten
+from tensormeter.errors import EncodingError
+from tensormeter.importers.registry import SourceError
+from tensormeter.importers.table.cells import Cells
+from tensormeter.importers.tally import Tally
+from tensormeter.otlp.document import parse_document
+
+__all__ = ["SUFFIXES", "Block", "column_names", "read_blocks"]
+
+Block = Mapping[str, Cells]
+"""Cells of each column in a block of rows."""
+
+SUFFIXES: Final = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
+
+_MOST_CELLS: Final = 50_000
+_MOST_COLUMNS: Final = 100_000
+_LONGEST_CELL: Final = 1 << 24
+_LONGEST_LINE: Final = 64 << 20
+
+
+def column_names(path: Path) -> list[str]:
+    """Return the names of a table's columns. For JSON lines, these are the keys of the first rows. Blocks on the disk.
+
+    Raises:
+        SourceError: The file cannot be read as a table.
+        OSError: The file cannot be read.
+    """
+    if path.suffix == ".parquet":
+        return list(_parquet(path).schema_arrow.names)
+    if path.suffix in (".jsonl", ".ndjson"):
+        names: dict[str, None] = {}
+        for rows in itertools.islice(_json_rows(path, Tally(), lambda size: None), 100):
+            names.update(dict.fromkeys(rows))
+        return list(names)
+    with path.open("r", encoding="utf-8-sig", errors="replace", newline="") as file:
+        try:
+            return next(_csv_rows(file, path), [])
+        except csv.Error as error:
+            raise SourceError(f"{path}: not a CSV table ({error})") from None
+
+
+def read_blocks(path: Path, tally: Tally, advance: Callable[[int], None]) -> Iterator[Block]:
+    """Yield a table in blocks of about 50,000 cells. Rows that cannot be read are counted and skipped.
+
+    Raises:
+        SourceError: The file cannot be read as a table, or only in part.
+        OSError: The file cannot be read.
+    """
+    if path.suffix == ".parquet":
+        yield from _parquet_blocks(path, advance)
+    elif path.suffix in (".jsonl", ".ndjson"):
+        yield from _json_blocks(path, tally, advance)
+    else:
+        yield from _csv_blocks(path, tally, advance)
+
+
+def _csv_rows(file: Any, path: Path) -> Iterator[list[str]]:
+    csv.field_size_limit(_LONGEST_CELL)
+    if path.suffix == ".tsv":
+        return csv.reader(file, delimiter="\t")
+    start = file.readline(_LONGEST_CELL)
+    file.seek(0)
+    delimiter = max(",;\t", key=start.count)
+    return csv.reader(file, delimiter=delimiter)
+
+
+def _csv_blocks(path: Path, tally: Tally, advance: Callable[[int], None]) -> Iterator[Block]:
+    with path.open("rb") as raw, io.TextIOWrapper(raw, "utf-8-sig", "replace", newline="") as file:
+        position = 0
+        try:
+            rows = _csv_rows(file, path)
+            names = next(rows, [])
+            tally.leave_out("columns with the name of another one", len(names) - len(set(names)))
+            count = max(1, _MOST_CELLS // max(1, len(names)))
+            while block := list(itertools.islice(rows, count)):
+                whole = [row for row in block if len(row) == len(names)]
+                tally.leave_out(
+                    "rows with another number of cells than the header", sum(1 for row in block if row) - len(whole)
+                )
+                reached = raw.tell()
+                advance(reached - position)
+                position = reached
+                if whole:
+                    yield dict(zip(names, zip(*whole, strict=True), strict=True))
+        except csv.Error as error:
+            raise SourceError(f"{path}: the rest is not CSV ({error}); imported everything before it") from None
+
+
+def _json_rows(path: Path, tally: Tally, advance: Callable[[int], None]) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as file:
+        while line := file.readline(_LONGEST_LINE):
+            advance(len(line))
+            if not line.strip():
+                continue
+            try:
+                row = parse_document(line)
+            except EncodingError:
+                row = None
+            if isinstance(row, Mapping):
+                yield flatten({str(key): value for key, value in row.items() if key != "attributes"}) | (
+                    {"attributes": json.dumps(row["attributes"])} if "attributes" in row else {}
+                )
+            else:
+                tally.leave_out("lines that are not JSON objects")
+
+
+def _json_blocks(path: Path, tally: Tally, advance: Callable[[int], None]) -> Iterator[Block]:
+    rows = _json_rows(path, tally, advance)
+    while block := list(itertools.islice(rows, 1000)):
+        names = dict.fromkeys(itertools.chain.from_iterable(block))
+        yield {name: [row.get(name) for row in block] for name in itertools.islice(names, _MOST_COLUMNS)}
+
+
+def _parquet(path: Path) -> Any:
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ModuleNotFoundError:
+        raise SourceError(f"{path}: Parquet needs pyarrow; run pip install 'tensormeter[parquet]'") from None
+    try:
+        return parquet.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{path}: not a readable Parquet file ({str(error)[:200]})") from None
+
+
+def _parquet_blocks(path: Path, advance: Callable[[int], None]) -> Iterator[Block]:
+    import pyarrow as pa
+
+    file = _parquet(path)
+    names: Sequence[str] = file.schema_arrow.names
+    total, size = max(1, file.metadata.num_rows), path.stat().st_size
+    try:
+        for batch in file.iter_batches(batch_size=max(1, _MOST_CELLS // max(1, len(names)))):
+            advance(size * batch.num_rows // total)
+            yield dict(zip(names, batch.columns, strict=True))
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{path}: the rest is damaged ({str(error)[:200]}); imported everything before it") from None
