@@ -3,13 +3,14 @@
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tensormeter.importers.tensorboard.checksums import masked_checksums
 
-__all__ = ["read_records"]
+__all__ = ["RecordBlock", "read_blocks"]
 
 _LENGTH: Final = struct.Struct("<Q")
 _HEADER: Final = 12
@@ -21,10 +22,29 @@ _LONGEST_CHECKED: Final = 2048
 """Length up to which the contents are checked, in bytes. Longer records are media, whose formats have checksums."""
 
 
-def read_records(
+class RecordBlock(NamedTuple):
+    """Consecutive records of a file.
+
+    Attributes:
+        data: Bytes of the file, with all records.
+        starts: Offset of each record in `data`, int64, shape (n,).
+        lengths: Length of each record in bytes, int64, shape (n,).
+    """
+
+    data: bytes
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    def record(self, index: int) -> bytes:
+        """Return the bytes of a record."""
+        start = int(self.starts[index])
+        return self.data[start : start + int(self.lengths[index])]
+
+
+def read_blocks(
     path: Path, *, advance: Callable[[int], None] = lambda size: None, damage: Callable[[str], None] = lambda text: None
-) -> Iterator[bytes]:
-    """Yield the records of a file. Damaged records are skipped. Blocks on the disk.
+) -> Iterator[RecordBlock]:
+    """Yield the records of a file in blocks of about 4 MiB. Damaged records are skipped. Blocks on the disk.
 
     Args:
         path: Path of the file.
@@ -41,15 +61,15 @@ def read_records(
         while chunk := file.read(max(_READ, wanted)):
             advance(len(chunk))
             data = rest + chunk
-            starts, lengths, end, wanted = _find_records(data)
-            sound, intact = _check(data, starts, lengths)
-            for start, length, is_sound in zip(starts[:intact], lengths[:intact], sound, strict=False):
-                if is_sound:
-                    yield data[start : start + length]
-                else:
-                    damage(f"{path}: the record at byte {position + start:,} is damaged; skipped it")
-            if intact < len(starts) or wanted < 0:
-                at = starts[intact] - _HEADER if intact < len(starts) else end
+            found, sizes, end, wanted = _find_records(data)
+            starts, lengths = np.array(found, np.int64), np.array(sizes, np.int64)
+            sound = _check(data, starts, lengths)
+            for start in starts[: len(sound)][~sound].tolist():
+                damage(f"{path}: the record at byte {position + start:,} is damaged; skipped it")
+            if sound.any():
+                yield RecordBlock(data, starts[: len(sound)][sound], lengths[: len(sound)][sound])
+            if len(sound) < len(starts) or wanted < 0:
+                at = found[len(sound)] - _HEADER if len(sound) < len(starts) else end
                 damage(f"{path}: damaged at byte {position + at:,}; left out the rest of the file")
                 return
             rest = data[end:]
@@ -78,18 +98,17 @@ def _find_records(data: bytes) -> tuple[list[int], list[int], int, int]:
     return starts, lengths, at, 0
 
 
-def _check(data: bytes, starts: list[int], lengths: list[int]) -> tuple[list[bool], int]:
-    """Return whether each record is sound, and the number of records before the first damaged length."""
-    if not starts:
-        return [], 0
+def _check(data: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return whether each record is sound, for the records before the first one with a damaged length."""
+    if not len(starts):
+        return np.zeros(0, bool)
     buffer = np.frombuffer(data, np.uint8)
-    first, sizes = np.array(starts, np.int64), np.array(lengths, np.int64)
-    words = np.ndarray((len(data) - 3,), "<u4", data, 0, (1,))
-    headers = masked_checksums(buffer, first - _HEADER, np.full(len(first), _LENGTH.size, np.int64))
-    damaged = np.flatnonzero(headers != words[first - _FOOTER])
-    intact = int(damaged[0]) if len(damaged) else len(first)
-    first, sizes = first[:intact], sizes[:intact]
-    small = sizes <= _LONGEST_CHECKED
-    sound = np.ones(intact, bool)
-    sound[small] = masked_checksums(buffer, first[small], sizes[small]) == words[(first + sizes)[small]]
-    return sound.tolist(), intact
+    words: NDArray[np.uint32] = np.ndarray((len(data) - 3,), "<u4", data, 0, (1,))
+    headers = masked_checksums(buffer, starts - _HEADER, np.full(len(starts), _LENGTH.size, np.int64))
+    damaged = np.flatnonzero(headers != words[starts - _FOOTER])
+    intact = int(damaged[0]) if len(damaged) else len(starts)
+    starts, lengths = starts[:intact], lengths[:intact]
+    small = lengths <= _LONGEST_CHECKED
+    sound: NDArray[np.bool_] = np.ones(intact, bool)
+    sound[small] = masked_checksums(buffer, starts[small], lengths[small]) == words[(starts + lengths)[small]]
+    return sound
