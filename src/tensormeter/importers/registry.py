@@ -22,6 +22,7 @@ KINDS: Final = {
     "wandb": "tensormeter.importers.wandb",
     "tensorboard": "tensormeter.importers.tensorboard",
     "otlp-jsonl": "tensormeter.importers.otlp_lines",
+    "mlflow": "tensormeter.importers.mlflow",
     "table": "tensormeter.importers.table",
 }
 """Modules by kind, in the order in which they are asked about an address of unknown kind."""

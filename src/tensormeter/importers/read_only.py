@@ -1,0 +1,69 @@
+"""Read-only access to the SQLite databases of other trackers, whose contents are not trusted."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from tensormeter.importers.registry import SourceError
+
+__all__ = ["columns_of", "is_database", "open_read_only"]
+
+_MAGIC: Final = b"SQLite format 3\0"
+_VERSIONS: Final = slice(18, 20)
+"""Place of the two format versions in the header. They are 2 if the database has a write-ahead log."""
+
+_LONGEST_VALUE: Final = 64 << 20
+_LONGEST_STATEMENT: Final = 1 << 20
+
+
+def is_database(path: Path) -> bool:
+    """Return whether a file begins as an SQLite database does."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+
+
+def open_read_only(path: Path) -> sqlite3.Connection:
+    """Open a database without writing to its folder. Text that is not UTF-8 is read with replacement characters.
+
+    A database with a write-ahead log would need a file for locks. If nothing is left in the log, no process writes to the
+    database, and it is opened as immutable. Otherwise, the locks that writers expect are used.
+
+    Raises:
+        SourceError: The file is not a database, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            header = file.read(100)
+        log = path.with_name(f"{path.name}-wal")
+        immutable = header[_VERSIONS] == b"\2\2" and not (log.exists() and log.stat().st_size)
+        if not header.startswith(_MAGIC):
+            raise SourceError(f"{path} is not an SQLite database")
+        options = "mode=ro&immutable=1" if immutable else "mode=ro"
+        address = f"file:{quote(str(path.resolve()))}?{options}"
+        connection = sqlite3.connect(address, uri=True, check_same_thread=False, isolation_level=None)
+    except (OSError, sqlite3.Error) as error:
+        raise SourceError(f"{path}: cannot open the database: {error}") from None
+    connection.text_factory = lambda text: text.decode("utf-8", "replace")
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_VALUE)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, _LONGEST_STATEMENT)
+    for pragma in ("query_only=ON", "trusted_schema=OFF", "cell_size_check=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
+
+
+def columns_of(connection: sqlite3.Connection, table: str) -> set[str]:
+    """Return the names of a table's columns; none if there is no such table, or if it is a view.
+
+    Views are not read, because a view can run for any length of time.
+    """
+    with closing(connection.cursor()) as cursor:
+        kind = cursor.execute("SELECT type FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+        if kind is None or kind[0] != "table":
+            return set()
+        quoted = table.replace('"', '""')
+        return {str(row[1]) for row in cursor.execute(f'PRAGMA table_info("{quoted}")')}
