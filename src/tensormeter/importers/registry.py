@@ -23,6 +23,7 @@ KINDS: Final = {
     "tensorboard": "tensormeter.importers.tensorboard",
     "otlp-jsonl": "tensormeter.importers.otlp_lines",
     "mlflow": "tensormeter.importers.mlflow",
+    "trackio": "tensormeter.importers.trackio",
     "table": "tensormeter.importers.table",
 }
 """Modules by kind, in the order in which they are asked about an address of unknown kind."""
