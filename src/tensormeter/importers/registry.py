@@ -23,6 +23,7 @@ KINDS: Final = {
     "tensorboard": "tensormeter.importers.tensorboard",
     "otlp-jsonl": "tensormeter.importers.otlp_lines",
     "mlflow": "tensormeter.importers.mlflow",
+    "neptune": "tensormeter.importers.neptune",
     "trackio": "tensormeter.importers.trackio",
     "table": "tensormeter.importers.table",
 }

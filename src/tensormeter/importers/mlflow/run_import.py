@@ -5,10 +5,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-import numpy as np
-
 from tensormeter.conventions.semconv import RUN_CODE
 from tensormeter.importers.artifact_records import artifact_record
+from tensormeter.importers.coded_points import add_coded_points
 from tensormeter.importers.mlflow.artifacts import ArtifactImport
 from tensormeter.importers.mlflow.store import PARENT_TAG, MetricBlock, TrackedRun, TrackingStore
 from tensormeter.importers.mlflow.texts import parse_text
@@ -116,10 +115,7 @@ class RunImport:
         if len(block.names) == 1:
             self._requests.placed_points(block.names[0], times, block.values, _unit_of(block.names[0]))
         else:
-            order = np.argsort(block.codes, kind="stable")
-            ends = np.cumsum(np.bincount(block.codes, minlength=len(block.names)))[:-1]
-            for name, chosen in zip(block.names, np.split(order, ends), strict=True):
-                self._requests.placed_points(name, times[chosen], block.values[chosen], _unit_of(name))
+            add_coded_points(self._requests, block.names, block.codes, times, block.values, _unit_of)
         self._context.advance(size * _POINT_BYTES)
 
     def _words(self) -> list[str]:

@@ -19,6 +19,8 @@ _MOST_VALUES: Final = 50_000
 _MOST_ROWS: Final = 50_000
 _DEEPEST: Final = 32
 _SYSTEM: Final = "system/"
+_APART: Final = 999
+"""Nanoseconds that are added to times without a step, so that they differ from those of steps. Microseconds stay the same."""
 
 _NOT_FINITE: Final = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 """Numbers by the text that trackio stores instead of them."""
@@ -103,7 +105,9 @@ class RunImport:
             return
         self._last = max(self._last, *times)
         placed = np.array(times, np.int64)
-        if steps is not None:
+        if steps is None:
+            placed += _APART
+        else:
             placed = self._requests.place(np.array(steps, np.int64), placed)
         for name, (rows, values) in self._columns.items():
             if rows:

@@ -1,0 +1,150 @@
+"""Files that neptune-exporter has written: their layout, and their columns.
+
+The schema is that of `neptune_exporter/model.py`: a row is the value of an attribute, or a value of a series. Each project
+has a folder with Parquet files `RUN_part_N.parquet`, and a folder with the same name for downloaded files.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensormeter.importers.registry import SourceError
+
+__all__ = ["PARAMETER_TYPES", "RunExport", "find_runs", "micro_steps", "milliseconds", "step_multiplier"]
+
+PARAMETER_TYPES: Final = ("float", "int", "string", "bool", "datetime", "string_set")
+"""Types of attributes with a single value. Types of series are named after them."""
+
+_FIRST_PART: Final = "_part_0.parquet"
+_PART: Final = re.compile(r"_part_(\d{1,6})\.parquet")
+_COLUMNS: Final = frozenset({"project_id", "run_id", "attribute_path", "attribute_type", "step", "timestamp"})
+_ROWS: Final = 50_000
+_MICRO: Final = 1_000_000
+
+
+@dataclass(frozen=True)
+class RunExport:
+    """The files of one run.
+
+    Attributes:
+        parts: Parquet files, in their order.
+        files: Folder of the project's downloaded files, which may not exist.
+    """
+
+    parts: Sequence[Path]
+    files: Path
+
+    def batches(self, columns: Sequence[str]) -> Iterator[Any]:
+        """Yield Arrow record batches of at most 50,000 rows.
+
+        Raises:
+            SourceError: A file is damaged, or is not of this schema.
+        """
+        parquet = _parquet()
+        for part in self.parts:
+            try:
+                file = parquet.ParquetFile(part)
+                present = set(file.schema_arrow.names)
+                yield from file.iter_batches(_ROWS, columns=[name for name in columns if name in present])
+            except Exception as error:  # pyarrow raises many types for damaged files
+                raise SourceError(f"{part}: cannot read it: {error}") from None
+
+
+def find_runs(path: Path) -> list[RunExport]:
+    """Return the runs below a folder: that of an export, its folder of Parquet files, or the folder of one project.
+
+    Raises:
+        SourceError: The package pyarrow is not installed.
+    """
+    for data in (path, path / "data"):
+        projects = [folder for folder in sorted(data.iterdir()) if folder.is_dir()] if data.is_dir() else []
+        runs = [run for project in projects for run in _runs_of(project, data.parent / "files")]
+        if runs:
+            return runs
+    return _runs_of(path, path.parent.parent / "files")
+
+
+def step_multiplier(runs: Sequence[RunExport]) -> int:
+    """Return the smallest power of ten, up to one million, that makes all steps of series integers.
+
+    Steps of Neptune are decimal numbers with six digits after the point. Damaged files are ignored.
+    """
+    unit = _MICRO
+    for run in runs:
+        try:
+            for batch in run.batches(["attribute_path", "step"]):
+                steps, is_present = micro_steps(batch.column("step"))
+                training = ~np.array([path.startswith("monitoring/") for path in _texts(batch, "attribute_path")], bool)
+                chosen = steps[is_present & training]
+                while unit > 1 and (chosen % unit).any():
+                    unit //= 10
+        except SourceError:
+            continue
+    return _MICRO // unit
+
+
+def micro_steps(column: Any) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return millionths of the steps in an Arrow column of decimals, and whether each row has a step."""
+    import pyarrow as pa
+
+    decimals = column.cast(pa.decimal128(18, 6))
+    first, rows = decimals.offset, len(decimals)
+    words = np.frombuffer(decimals.buffers()[1], np.int64).reshape(-1, 2)  # 18 digits fit into the lower of two words
+    present: NDArray[np.bool_] = decimals.is_valid().to_numpy(zero_copy_only=False)
+    return np.where(present, words[first : first + rows, 0], 0), present
+
+
+def milliseconds(column: Any) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return an Arrow column of times in milliseconds since the Unix epoch, and whether each row has a time."""
+    import pyarrow as pa
+
+    present: NDArray[np.bool_] = column.is_valid().to_numpy(zero_copy_only=False)
+    times = column.cast(pa.timestamp("ms", "UTC"), safe=False).cast(pa.int64())
+    return times.fill_null(0).to_numpy(zero_copy_only=False), present
+
+
+def _texts(batch: Any, name: str) -> list[str]:
+    return [text or "" for text in batch.column(name).to_pylist()]
+
+
+def _runs_of(project: Path, files: Path) -> list[RunExport]:
+    runs: list[RunExport] = []
+    for first in sorted(project.glob(f"*{_FIRST_PART}")) if project.is_dir() else ():
+        prefix = first.name.removesuffix(_FIRST_PART)
+        numbered = [
+            (int(match[1]), path)
+            for path in project.glob(f"{_escape(prefix)}_part_*.parquet")
+            if (match := _PART.fullmatch(path.name.removeprefix(prefix))) is not None
+        ]
+        if not runs and not _is_of_exporter(first):
+            return []
+        runs.append(RunExport([path for _, path in sorted(numbered)], files / project.name))
+    return runs
+
+
+def _is_of_exporter(path: Path) -> bool:
+    try:
+        return set(_parquet().read_schema(path).names) >= _COLUMNS
+    except SourceError:
+        raise
+    except Exception:  # pyarrow raises many types for damaged files
+        return False
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([\[*?])", r"[\1]", text)
+
+
+def _parquet() -> Any:
+    try:
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise SourceError(
+            "reading Parquet files needs the package pyarrow; run pip install 'tensormeter[parquet]'"
+        ) from None
+    return pyarrow.parquet
