@@ -76,11 +76,7 @@ class RunAttributes:
 
 
 def read_attributes(run: RunExport) -> RunAttributes:
-    """Read the attributes with a single value.
-
-    Raises:
-        SourceError: A file is damaged.
-    """
+    """Read the attributes with a single value, as far as the files can be read."""
     attributes = RunAttributes()
     for project, run_id, path, value in _values(run):
         attributes.project = attributes.project or project
@@ -95,7 +91,7 @@ def _values(run: RunExport) -> Iterator[tuple[str, str, str, Any]]:
     import pyarrow.compute as pc
 
     kinds = pa.array(PARAMETER_TYPES)
-    for batch in run.batches(_COLUMNS):
+    for batch in run.batches(_COLUMNS, lambda fault: None):
         if batch.num_rows:
             first = batch.slice(0, 1).to_pylist()[0]
             yield str(first["project_id"]), str(first["run_id"]), "", None

@@ -5,7 +5,7 @@ has a folder with Parquet files `RUN_part_N.parquet`, and a folder with the same
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 
 from tensormeter.importers.registry import SourceError
 
-__all__ = ["PARAMETER_TYPES", "RunExport", "find_runs", "micro_steps", "milliseconds", "step_multiplier"]
+__all__ = ["MONITORING", "PARAMETER_TYPES", "RunExport", "find_runs", "micro_steps", "milliseconds", "step_multiplier"]
+
+MONITORING: Final = "monitoring/"
+"""Start of the paths of what Neptune's client has measured, such as the load of the processor."""
 
 PARAMETER_TYPES: Final = ("float", "int", "string", "bool", "datetime", "string_set")
 """Types of attributes with a single value. Types of series are named after them."""
@@ -39,11 +42,12 @@ class RunExport:
     parts: Sequence[Path]
     files: Path
 
-    def batches(self, columns: Sequence[str]) -> Iterator[Any]:
+    def batches(self, columns: Sequence[str], on_fault: Callable[[str], None]) -> Iterator[Any]:
         """Yield Arrow record batches of at most 50,000 rows.
 
-        Raises:
-            SourceError: A file is damaged, or is not of this schema.
+        Args:
+            columns: Names of the columns.
+            on_fault: Function that is called with a description of each file that cannot be read any further.
         """
         parquet = _parquet()
         for part in self.parts:
@@ -52,7 +56,7 @@ class RunExport:
                 present = set(file.schema_arrow.names)
                 yield from file.iter_batches(_ROWS, columns=[name for name in columns if name in present])
             except Exception as error:  # pyarrow raises many types for damaged files
-                raise SourceError(f"{part}: cannot read it: {error}") from None
+                on_fault(f"{part}: cannot read it, so its rows are missing: {error}")
 
 
 def find_runs(path: Path) -> list[RunExport]:
@@ -76,15 +80,11 @@ def step_multiplier(runs: Sequence[RunExport]) -> int:
     """
     unit = _MICRO
     for run in runs:
-        try:
-            for batch in run.batches(["attribute_path", "step"]):
-                steps, is_present = micro_steps(batch.column("step"))
-                training = ~np.array([path.startswith("monitoring/") for path in _texts(batch, "attribute_path")], bool)
-                chosen = steps[is_present & training]
-                while unit > 1 and (chosen % unit).any():
-                    unit //= 10
-        except SourceError:
-            continue
+        for batch in run.batches(["attribute_path", "step"], lambda fault: None):
+            steps, is_present = micro_steps(batch.column("step"))
+            chosen = steps[is_present & ~_is_measured(batch.column("attribute_path"))]
+            while unit > 1 and (chosen % unit).any():
+                unit //= 10
     return _MICRO // unit
 
 
@@ -108,8 +108,14 @@ def milliseconds(column: Any) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     return times.fill_null(0).to_numpy(zero_copy_only=False), present
 
 
-def _texts(batch: Any, name: str) -> list[str]:
-    return [text or "" for text in batch.column(name).to_pylist()]
+def _is_measured(paths: Any) -> NDArray[np.bool_]:
+    """Return whether each path in an Arrow column is that of a measurement of Neptune's client, whose step is a counter."""
+    import pyarrow.compute as pc
+
+    measured: NDArray[np.bool_] = (
+        pc.starts_with(paths, MONITORING).fill_null(fill_value=False).to_numpy(zero_copy_only=False)
+    )
+    return measured
 
 
 def _runs_of(project: Path, files: Path) -> list[RunExport]:

@@ -8,9 +8,9 @@ import numpy as np
 from tensormeter.conventions.semconv import RUN_START
 from tensormeter.importers.coded_points import add_coded_points
 from tensormeter.importers.neptune.attributes import RunAttributes
-from tensormeter.importers.neptune.export import RunExport, micro_steps, milliseconds
+from tensormeter.importers.neptune.export import MONITORING, RunExport, micro_steps, milliseconds
 from tensormeter.importers.neptune.files import RunFiles
-from tensormeter.importers.registry import ImportContext, SourceError
+from tensormeter.importers.registry import ImportContext
 from tensormeter.importers.repeated_texts import RepeatedTexts
 from tensormeter.otlp.batch import Event, Value
 from tensormeter.settings import IDENTIFIER
@@ -27,7 +27,6 @@ _COLUMNS: Final = (
     "file_value",
     "histogram_value",
 )
-_MONITORING: Final = "monitoring/"
 _OUTPUT: Final = re.compile(r"(monitoring/.*|runtime/)?(stdout|stderr)")
 """Paths of series with the output of a process."""
 
@@ -69,12 +68,9 @@ class RunImport:
             TensormeterError: The requests could not be sent.
         """
         self._start()
-        try:
-            for batch in self._run.batches(_COLUMNS):
-                self._points(batch)
-                self._others(batch)
-        except SourceError as error:
-            self._tally.report(f"run {self._attributes.run_id}: the rest of it was not imported: {error}")
+        for batch in self._run.batches(_COLUMNS, self._tally.report):
+            self._points(batch)
+            self._others(batch)
         self._texts.flush()
         ended = self._attributes.time("sys/modification_time")
         failed = self._attributes.values.get("sys/failed") is True
@@ -90,7 +86,7 @@ class RunImport:
         resource = {"process.owner": owner, "host.name": host}
         self._requests.start(
             self._context.project(attributes.project),
-            attributes.run_id or self._run.parts[0].name.removesuffix("_part_0.parquet"),
+            attributes.run_id,
             self._context.name(attributes.run_id if attributes.is_version_3 else name or attributes.run_id),
             started=self._started,
             config=config,
@@ -120,7 +116,7 @@ class RunImport:
         numbers = np.array(values.to_numpy(zero_copy_only=False), np.float64)  # the exporter writes NaN as null
         kept = has_time & (times > 0) & (times < _LATEST)
         self._tally.leave_out("points without a time", int((~kept).sum()))
-        is_measured = np.array([name.startswith(_MONITORING) for name in names], bool)[codes]
+        is_measured = np.array([name.startswith(MONITORING) for name in names], bool)[codes]
         for stepped, chosen in ((True, kept & has_step & ~is_measured), (False, kept & (is_measured | ~has_step))):
             if chosen.any():
                 moments = times[chosen] * _MICRO

@@ -8,7 +8,7 @@ from pathlib import Path
 from tensormeter.importers.neptune.attributes import read_attributes
 from tensormeter.importers.neptune.export import RunExport, find_runs, step_multiplier
 from tensormeter.importers.neptune.run_import import RunImport
-from tensormeter.importers.registry import ImportContext, Options
+from tensormeter.importers.registry import ImportContext, Options, SourceError
 
 __all__ = ["RunSource", "find"]
 
@@ -54,11 +54,14 @@ class RunSource:
 
     def send(self, context: ImportContext) -> None:
         """Send the run. Rows that cannot be read are reported."""
+        attributes = read_attributes(self.run)
+        if not attributes.run_id:
+            raise SourceError(f"{self.label}: the run cannot be read, and was skipped")
         multiplier = self.steps.multiplier
         if multiplier > 1 and not self.steps.is_noted:
             self.steps.is_noted = True
             context.note(
                 f"{self.run.parts[0].parent}: steps have decimals, so all of them are multiplied by {multiplier:,}"
             )
-        RunImport(self.run, read_attributes(self.run), multiplier, context).send()
+        RunImport(self.run, attributes, multiplier, context).send()
         context.advance(self.size)
