@@ -203,6 +203,7 @@ REQUESTS = [
     get(f"{RUN}/histograms", metric="sizes", attributes='{"layer":1}'),
     *(get(f"{RUN}/distributions", metric=name) for name in ("sizes", "grads", "quantiles", "unknown")),
     get(f"{RUN}/distributions", metric="sizes", process="p2", start=T0, stop=T0 + 11 * S, limit=10, attempt=2),
+    *(get(f"{RUN}/distributions", metric=name, exact="true") for name in ("sizes", "grads", "quantiles")),
     (
         "PATCH",
         "/api/v1/runs/stepless",

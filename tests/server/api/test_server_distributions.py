@@ -119,6 +119,26 @@ def test_every_distribution_in_blocks_of_any_size(run):
     assert list(run.distributions("loss")) == list(run.distributions("nothing")) == []
 
 
+def test_exact_distributions_have_the_buckets_that_were_sent(server_on_each, run):
+    grads = exponential()
+    series = server_on_each.get("/api/v1/runs/shapes/distributions", metric="grads", process="p0", exact="true")[
+        "series"
+    ]
+    (points,) = (line["points"] for line in series)
+    for i, point in enumerate(points):
+        assert (point["bounds"], point["counts"], point["start_time"]) == ([], [], T0 + i * S)
+        assert point["exponential"] == {
+            "scale": 3, "zero_count": i, "zero_threshold": 1e-20,
+            "positive": {"offset": -40, "counts": grads.positive.counts[i].tolist()},
+            "negative": {"offset": -50, "counts": grads.negative.counts[i].tolist()},
+        }  # fmt: skip
+    for metric, bounds in (("times", [1.0, 2.0]), ("old", [])):
+        document = server_on_each.get("/api/v1/runs/shapes/distributions", metric=metric, exact="true")
+        (first, *_) = document["series"][0]["points"]
+        assert (first["bounds"], first["start_time"]) == (bounds, T0)
+        assert "exponential" not in first
+
+
 def test_too_many_for_one_request(run, server_on_each):
     status, document = server_on_each.ask("/api/v1/runs/shapes/distributions", metric="grads", limit=2 * N - 1)
     assert (status, document["error"]["code"]) == (413, "too_many_points")

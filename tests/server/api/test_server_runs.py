@@ -325,6 +325,7 @@ def test_losses_and_heartbeats(server, make):
     server.events(resource("lossy", "a"), Event("tensormeter.run.heartbeat", T0 + 10, {"state": "running"}))
     run = server.get("/api/v1/runs/lossy")
     assert (run["losses"], run["lost"], run["lag"]) == ({"ring_full": 7}, 7, None)
+    assert [process.get("losses") for process in run["processes"]] == [{"ring_full": 3}, {"ring_full": 4}]
     server.events(resource("huge"), begin(), end(9, dropped={"one": 2**63 - 1, "other": 2**63 - 1}))
     server.metrics(make.rows("behind", [(T0, 0, {"v": 1.0})], project="losses"))
 

@@ -112,6 +112,8 @@ def test_a_gap_has_no_value_in_any_answer(server_on_each):
     (series,) = server.get(f"{at}/series", metric="load", x="time")["series"]
     assert series["value"] == [1.0, 2.0, 4.0]
     assert series["gaps"] == [(T0 + 3) * S]
+    (series,) = server.get(f"{at}/series", metric="load", x="time", start=(T0 + 3) * S)["series"]
+    assert (series["value"], series["gaps"]) == ([4.0], [(T0 + 3) * S])
     assert server.get(f"{at}/ranks", metric="load", x="time")["max"] == [1.0, 2.0, 4.0]
     assert server.get(f"{at}/series", metric="only gaps", x="time")["series"] == []
 

@@ -203,6 +203,7 @@ def _process(process: ProcessSummary) -> schemas.Process:
         host=resource.get("host.name"),
         state=process.state,
         resource=resource,
+        losses=process.losses or UNSET,
     )
 
 

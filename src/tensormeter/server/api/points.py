@@ -21,7 +21,7 @@ from tensormeter.server.limits.cpu_budget import CpuBudget, TookTooLongError
 from tensormeter.server.limits.responses import TOO_LONG, BufferedResponse, ResponseLimiter
 from tensormeter.server.query.points.axis import Axis
 from tensormeter.server.query.points.downsampling import choose_evenly
-from tensormeter.server.query.points.histograms import Distribution, decode_distribution
+from tensormeter.server.query.points.histograms import Distribution, decode_distribution, decode_exactly
 from tensormeter.server.query.points.lines import Line
 from tensormeter.server.query.points.parents import query_with_parents
 from tensormeter.server.query.points.raw import RawSeries
@@ -181,11 +181,12 @@ class PointsApi:
     async def distributions(self, request: Request) -> Response:
         """Return every distribution of a metric."""
         ref, parameters = run_ref(request), read_parameters(request, request_schemas.DistributionsParameters)
-        query = _raw_query([parameters.metric], parameters, Axis(None), numeric=False)
+        query, exact = _raw_query([parameters.metric], parameters, Axis(None), numeric=False), parameters.exact
 
         def work(most: int, budget: CpuBudget) -> BufferedResponse:
             series = RunReader(self._stores.of(request), ref, query, budget.check).raw(most)
-            return BufferedResponse(_encode_distributions(parameters.metric, series), _size(series), "application/json")
+            pieces = _encode_distributions(parameters.metric, series, exact=exact)
+            return BufferedResponse(pieces, _size(series), "application/json")
 
         return await self._response_limiter.points(request, self._threads.run_checked, work, parameters.limit)
 
@@ -284,6 +285,20 @@ def _distribution(distribution: Distribution) -> dict[str, Any]:
         "counts": distribution.counts,
         "quantiles": json_value(distribution.quantiles) if distribution.quantiles else UNSET,
     }
+
+
+def _exact(distribution: Distribution) -> dict[str, Any]:
+    """Return the fields that only exact distributions have."""
+    fields: dict[str, Any] = {"start_time": distribution.start_time} if distribution.start_time else {}
+    point = distribution.exponential
+    if point is not None:
+        positive, negative = (
+            schemas.ExponentialBuckets(side.offset, list(side.bucket_counts))
+            for side in (point.positive, point.negative)
+        )
+        zero_threshold = json_value(point.zero_threshold)
+        fields["exponential"] = schemas.Exponential(point.scale, point.zero_count, zero_threshold, positive, negative)
+    return fields
 
 
 def _variant_filter(
@@ -391,7 +406,7 @@ def _column(series: RawSeries, name: str, part: slice) -> list[Any]:
     return values
 
 
-def _encode_distributions(metric: str, all_series: Sequence[RawSeries]) -> Generator[bytes, None, None]:
+def _encode_distributions(metric: str, all_series: Sequence[RawSeries], *, exact: bool) -> Generator[bytes, None, None]:
     """Yield the document in pieces, like `_encode_full`."""
     yield encode({"metric": metric})[:-1] + b',"series":['
     for position, series in enumerate(all_series):
@@ -404,9 +419,12 @@ def _encode_distributions(metric: str, all_series: Sequence[RawSeries]) -> Gener
             times, steps = _column(series, "time", part), _column(series, "step", part)
             points = series.points[part]
             assert isinstance(points, Blobs)
-            distributions = (decode_distribution(series.kind, blob, _MOST_BUCKETS) for blob in points.blobs)
+            distributions = (
+                decode_exactly(series.kind, blob) if exact else decode_distribution(series.kind, blob, _MOST_BUCKETS)
+                for blob in points.blobs
+            )
             documents = [
-                schemas.DistributionPoint(time=time, step=step, **_distribution(distribution))
+                schemas.DistributionPoint(time=time, step=step, **_distribution(distribution), **_exact(distribution))
                 for time, step, distribution in zip(times, steps, distributions, strict=True)
             ]
             yield (b"," if first else b"") + encode(documents)[1:-1]

@@ -348,6 +348,9 @@ class DistributionsParameters(_MetricParameters, kw_only=True):
     limit: Annotated[int, Meta(ge=1, le=MAX_DISTRIBUTIONS, description="Maximum number of distributions to read.")] = (
         2000
     )
+    exact: Annotated[
+        bool, Meta(description="Whether to return buckets as they were sent, and the start of each period.")
+    ] = False
 
 
 class _VariantParameters(_MetricParameters, kw_only=True):

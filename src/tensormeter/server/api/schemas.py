@@ -145,6 +145,10 @@ class Process(Struct):
     host: Annotated[Any, Meta(description="Host name as sent, normally a string; null if there is none.")]
     state: State | None
     resource: Annotated[Attributes, Meta(description="Attributes of the OpenTelemetry resource.")]
+    losses: Annotated[
+        Mapping[str, int] | UnsetType,
+        Meta(description="Number of points that the process dropped, by reason; omitted if there are none."),
+    ] = UNSET
 
 
 class RunDetails(_RunFields, kw_only=True):
@@ -587,11 +591,35 @@ class Histograms(Struct, kw_only=True):
     attributes: Attributes | UnsetType = UNSET
 
 
+class ExponentialBuckets(Struct, gc=False):
+    """Buckets of one sign of an exponential histogram."""
+
+    offset: Annotated[int, Meta(description="Index of the first bucket.")]
+    counts: Annotated[Sequence[int], Meta(description="Number of values in each bucket.")]
+
+
+class Exponential(Struct, gc=False):
+    """Buckets of an exponential histogram. Bucket i is (b^i, b^(i + 1)] with b = 2^(2^-scale)."""
+
+    scale: int
+    zero_count: Annotated[int, Meta(description="Number of values in the bucket of zero.")]
+    zero_threshold: Annotated[Float, Meta(description="Largest absolute value in the bucket of zero.")]
+    positive: ExponentialBuckets
+    negative: Annotated[ExponentialBuckets, Meta(description="Buckets of the absolute values of negative numbers.")]
+
+
 class DistributionPoint(Distribution, kw_only=True, gc=False):
     """A distribution as it was logged."""
 
     time: Annotated[int, Meta(description="Nanoseconds since the Unix epoch.")]
     step: int | None
+    start_time: Annotated[
+        int | UnsetType,
+        Meta(description="Start of the period that the distribution covers, if it was sent; only with `exact`."),
+    ] = UNSET
+    exponential: Annotated[
+        Exponential | UnsetType, Meta(description="Buckets of an exponential histogram; only with `exact`.")
+    ] = UNSET
 
 
 class DistributionHeader(Struct):

@@ -1,7 +1,7 @@
 """A decoder that converts stored distributions of any kind to bucket bounds and counts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -16,7 +16,7 @@ from tensormeter.errors import StoreError
 from tensormeter.otlp.buckets import explicit_buckets, increasing
 from tensormeter.server.store import Kind
 
-__all__ = ["Distribution", "decode_distribution"]
+__all__ = ["Distribution", "decode_distribution", "decode_exactly"]
 
 MAX_BUCKETS: Final = 160
 """Maximum number of buckets drawn for an exponential histogram."""
@@ -34,6 +34,8 @@ class Distribution:
             are unbounded at their outer ends.
         counts: Number of values in each bucket, with one more item than `bounds`; empty if there are no buckets.
         quantiles: Pairs (quantile, value) of a summary.
+        start_time: Start of the period that the distribution covers, in nanoseconds since the Unix epoch; 0 if unknown.
+        exponential: Buckets of an exponential histogram, if `bounds` and `counts` do not represent them.
     """
 
     count: int
@@ -43,6 +45,8 @@ class Distribution:
     bounds: Sequence[float]
     counts: Sequence[int]
     quantiles: Sequence[tuple[float, float]] = ()
+    start_time: int = 0
+    exponential: ExponentialHistogramDataPoint | None = None
 
 
 def decode_distribution(kind: Kind, blob: bytes, max_buckets: int = MAX_BUCKETS) -> Distribution:
@@ -69,6 +73,25 @@ def decode_distribution(kind: Kind, blob: bytes, max_buckets: int = MAX_BUCKETS)
                 summary = SummaryDataPoint.FromString(blob)
                 quantiles = [(value.quantile, value.value) for value in summary.quantile_values]
                 return Distribution(summary.count, summary.sum, None, None, [], [], quantiles)
+    except DecodeError as error:
+        raise StoreError(f"a distribution in the store is damaged: {error}") from None
+
+
+def decode_exactly(kind: Kind, blob: bytes) -> Distribution:
+    """Decode a stored distribution without changing its buckets. See `decode_distribution` for arguments and errors."""
+    try:
+        match kind.name:
+            case "histogram":
+                point = HistogramDataPoint.FromString(blob)
+                distribution = _distribution(point, list(point.explicit_bounds), list(point.bucket_counts))
+                return replace(distribution, start_time=point.start_time_unix_nano)
+            case "exponential_histogram":
+                exponential = ExponentialHistogramDataPoint.FromString(blob)
+                distribution = _distribution(exponential, [], [])
+                return replace(distribution, start_time=exponential.start_time_unix_nano, exponential=exponential)
+            case _:
+                start_time = SummaryDataPoint.FromString(blob).start_time_unix_nano
+                return replace(decode_distribution(kind, blob), start_time=start_time)
     except DecodeError as error:
         raise StoreError(f"a distribution in the store is damaged: {error}") from None
 

@@ -29,7 +29,7 @@ class RawSeries:
         points: The n points of the series. Points of the same process have distinct times.
         steps: int64, shape (n,): step logged at the time of each point; 0 where `stepped` is False.
         stepped: bool, shape (n,): whether a step was logged at the time of each point.
-        gaps: int64, ascending: times of the gaps after the first point.
+        gaps: int64, ascending: times of the gaps after the first point, or after the start of the time range.
     """
 
     process: str
@@ -75,6 +75,7 @@ class StepJoiner:
         series: Sequence[Series],
         steps: Mapping[str, Points],
         shadowed: Mapping[Track, Sequence[tuple[int, int]]],
+        start: int | None = None,
     ) -> None:
         """Look up the steps of short series, all series of a process at once.
 
@@ -82,7 +83,9 @@ class StepJoiner:
             series: Series to be joined.
             steps: Points of `tensormeter.step`, by process.
             shadowed: Starts of later attempts, by process and metric; see `Attempts.shadowed`.
+            start: Start of the time range of the series, in nanoseconds since the Unix epoch; None for no bound.
         """
+        self._start = start
         self._steps = steps
         self._shadowed = shadowed
         self._known: dict[int, tuple[NDArray[np.int64], NDArray[np.bool_]]] = {}
@@ -113,7 +116,9 @@ class StepJoiner:
             logged, stepped = (np.concatenate([column[index] for column in columns]) for index in (1, 2))
         last, gaps = pieces[-1], NO_GAPS
         if any(len(piece.gaps) for piece in pieces):
-            gaps = _trim_gaps(np.unique(np.concatenate([piece.gaps for piece in pieces])), points)
+            gaps = np.unique(np.concatenate([piece.gaps for piece in pieces]))
+            if self._start is None:  # a range may begin between a point and a gap
+                gaps = _trim_gaps(gaps, points)
         return RawSeries(
             last.process, attempt, last.kind, last.attributes, points, logged, stepped, last.scope, last.unit, gaps,
             last.metric,

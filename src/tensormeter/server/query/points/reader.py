@@ -247,7 +247,7 @@ class RunReader:
         attempts = Attempts(reading.attempts, query.attempt)
         wanted = set(query.metrics)
         selected = attempts.select(series for series in reading.series if series.metric in wanted)
-        joiner = StepJoiner(selected, steps_of, attempts.shadowed())
+        joiner = StepJoiner(selected, steps_of, attempts.shadowed(), first)
         raw = []
         for pieces in attempts.group_series(selected):
             self._check()

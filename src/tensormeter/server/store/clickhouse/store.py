@@ -226,7 +226,7 @@ class ClickHouseStore:
         """See `Store`."""
         rows = self._connection.rows(
             "SELECT process, tupleElement(max(resource), 2), tupleElement(max(resource), 3), max(started), tupleElement(max(ended), 1),"
-            f" tupleElement(max(ended), 3) FROM process WHERE run = {self._find(ref)} GROUP BY process"
+            f" tupleElement(max(ended), 3), tupleElement(max(losses), 2) FROM process WHERE run = {self._find(ref)} GROUP BY process"
             " ORDER BY min(seen), process"
         )
         return [
@@ -236,8 +236,9 @@ class ClickHouseStore:
                 json.loads(resource),
                 process_state(started or None, ended or None, end_state or None),
                 started or None,
+                json.loads(losses or "{}"),
             )
-            for process, attempt, resource, started, ended, end_state in rows
+            for process, attempt, resource, started, ended, end_state, losses in rows
         ]
 
     def losses(self, ref: RunRef) -> Mapping[str, int]:

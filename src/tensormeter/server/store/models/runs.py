@@ -74,6 +74,7 @@ class ProcessSummary:
     Attributes:
         state: State of the process; None until its first start or end arrives.
         started: Time of the latest start, in nanoseconds since the Unix epoch; None if no start has arrived.
+        losses: Number of items that the process dropped, by reason.
     """
 
     process: str
@@ -81,6 +82,7 @@ class ProcessSummary:
     resource: Mapping[str, Any]
     state: State | None
     started: int | None = None
+    losses: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

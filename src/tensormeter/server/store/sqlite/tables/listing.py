@@ -46,11 +46,11 @@ def list_processes(connection: sqlite3.Connection, run: int) -> list[ProcessSumm
     """See `Store.processes`."""
     processes = []
     for row in _processes(connection, run, f"{PROCESS.selection}, {RESOURCE.selection}"):
-        _, _, process, attempt, started, ended, end_state, *_ = row
+        _, _, process, attempt, started, ended, end_state, losses, *_ = row
         resource = row[-2]
         RESOURCE.verify(row[-3:], f"the resource of process {process!r} of run {run}")
         state = process_state(started, ended, end_state)
-        processes.append(ProcessSummary(process, attempt, json.loads(resource), state, started))
+        processes.append(ProcessSummary(process, attempt, json.loads(resource), state, started, json.loads(losses)))
     return processes
 
 
