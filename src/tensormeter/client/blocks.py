@@ -61,10 +61,11 @@ class BlockReader(Generic[Block]):
         can have too many points. In that case, the reader raises its limit per request instead.
         """
         spans = [(start, stop)]
+        begin = start  # end of the last span with points; what is between it and the next point belongs to that point
         while spans:
             first, last = spans.pop()
             try:
-                blocks = self._request(process, first, last, self._size)
+                blocks = self._request(process, begin, last, self._size)
             except ApiError as error:
                 short = last - first < _MIN_SPAN
                 if error.code != _TOO_MANY or (short and self._size >= self._limit):
@@ -76,4 +77,6 @@ class BlockReader(Generic[Block]):
                     middle = (first + last) // 2
                     spans += [(middle, last), (first, middle)]
             else:
+                if blocks:
+                    begin = last
                 yield from blocks

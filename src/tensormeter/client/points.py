@@ -53,6 +53,8 @@ class PointBlock:
         value: Values: float64, shape (n,). Floats are bit-exact; integers outside ±2^53 are rounded.
         integer: Exact values of integers, with 0 for other values: int64, shape (n,).
         is_integer: Whether each value was logged as an integer: bool, shape (n,).
+        monotonic: Whether the sum never decreases; None for a gauge.
+        gaps: Times at which the sender reported a missing value: int64, ascending.
     """
 
     process: str
@@ -69,6 +71,8 @@ class PointBlock:
     scope: str = field(default="", kw_only=True)
     unit: str = field(default="", kw_only=True)
     temporality: str | None = field(default=None, kw_only=True)
+    monotonic: bool | None = field(default=None, kw_only=True)
+    gaps: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64), kw_only=True, repr=False)
 
     def __len__(self) -> int:
         return len(self.time)
@@ -81,7 +85,7 @@ class PointBlock:
         arrays = {
             name: getattr(self, name)[:n] for name in ("time", "step", "stepped", "value", "integer", "is_integer")
         }
-        return replace(self, **arrays)
+        return replace(self, **arrays, gaps=self.gaps[self.gaps < stop])
 
 
 def point_reader(
@@ -203,4 +207,6 @@ def _block(metric: str, series: Mapping[str, Any], data: memoryview) -> PointBlo
         scope=series.get("scope", ""),
         unit=series.get("unit", ""),
         temporality=series.get("temporality"),
+        monotonic=series.get("monotonic"),
+        gaps=read_column(data, series["gaps"]) if "gaps" in series else np.empty(0, np.int64),
     )
