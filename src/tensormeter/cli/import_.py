@@ -12,6 +12,7 @@ from rich.text import Text
 
 from tensormeter.cli.options import endpoint_option
 from tensormeter.cli.terminal import plain
+from tensormeter.client import Connection
 from tensormeter.errors import UsageError
 from tensormeter.importers.registry import KINDS, ImportContext, Options, RunSource, SourceError, find_sources
 from tensormeter.importers.sender import NullSender, Sender, ServerSender
@@ -70,7 +71,8 @@ def import_(
     sender: Sender = NullSender() if dry_run else ServerSender(settings, tally)
     try:
         with _progress(console, sources, tally) as (advance, begin):
-            context = ImportContext(sender, tally, options, advance, lambda text: console.print(Text(plain(text))))
+            api = None if dry_run else Connection(endpoint)
+            context = ImportContext(sender, tally, options, advance, lambda text: console.print(Text(plain(text))), api)
             for source in sources:
                 begin(source)
                 _send(source, context)

@@ -6,19 +6,20 @@ a path or URI, and nothing if it is of another kind. It reads as little as possi
 """
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from tensormeter.errors import TensormeterError
 from tensormeter.importers.run_requests import RunRequests
 from tensormeter.importers.sender import Sender
 from tensormeter.importers.tally import Tally
 
-__all__ = ["KINDS", "ImportContext", "Options", "RunSource", "SourceError", "find_sources"]
+__all__ = ["KINDS", "ImportContext", "Options", "RunSource", "ServerApi", "SourceError", "find_sources"]
 
 KINDS: Final = {
+    "archive": "tensormeter.importers.archive",
     "wandb": "tensormeter.importers.wandb",
     "tensorboard": "tensormeter.importers.tensorboard",
     "otlp-jsonl": "tensormeter.importers.otlp_lines",
@@ -55,6 +56,18 @@ class Options:
     default_project: str = "imported"
 
 
+class ServerApi(Protocol):
+    """The HTTP API of the server that receives an import."""
+
+    def get(self, *path: str, **query: str | float | None) -> dict[str, Any]:
+        """Request a path under /api/v1/, and return the JSON document. Raises TensormeterError."""
+        ...
+
+    def send(self, method: str, *path: str, document: Mapping[str, Any] | None = None, **query: str | None) -> Any:
+        """Send a request with a method other than GET, and return the JSON document. Raises TensormeterError."""
+        ...
+
+
 @dataclass
 class ImportContext:
     """The import that a source is read for.
@@ -65,6 +78,7 @@ class ImportContext:
         options: Options of the import.
         advance: Function that is called with the number of bytes read since the last call, for the progress bar.
         note: Function that shows a message, such as which column was taken for the step.
+        api: The server's API; None if nothing is sent.
     """
 
     sender: Sender
@@ -72,6 +86,7 @@ class ImportContext:
     options: Options = field(default_factory=Options)
     advance: Callable[[int], None] = lambda size: None
     note: Callable[[str], None] = lambda text: None
+    api: ServerApi | None = None
 
     def run(self) -> RunRequests:
         """Return an object that sends one run."""

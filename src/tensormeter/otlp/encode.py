@@ -77,13 +77,22 @@ def encode_metrics(batches: Iterable[Batch]) -> bytes:
     return b"".join(_delimited(_REQUEST_RESOURCE_METRICS, _resource_metrics(batch)) for batch in batches)
 
 
-def encode_events(resource: Mapping[str, Attribute], events: Sequence[Event]) -> bytes:
+def encode_events(resource: Mapping[str, Attribute], events: Sequence[Event], *, derive_severity: bool = True) -> bytes:
     """Encode the events of one resource as one `ExportLogsServiceRequest`.
 
     Adjacent events with the same scope share a scope message.
+
+    Args:
+        resource: Attributes of the resource.
+        events: Events to encode.
+        derive_severity: Whether tensormeter's own events without a severity get the one that `severity_of` returns.
     """
     scope_logs = [
-        ScopeLogs(scope=_scope(scope), log_records=map(_record, group), schema_url=plain_text(scope.schema_url))
+        ScopeLogs(
+            scope=_scope(scope),
+            log_records=[_record(event, derive_severity=derive_severity) for event in group],
+            schema_url=plain_text(scope.schema_url),
+        )
         for scope, group in groupby(events, lambda event: event.scope)
     ]
     resource_logs = ResourceLogs(resource=Resource(attributes=key_values(resource)), scope_logs=scope_logs)
@@ -95,10 +104,10 @@ def encode_points(series: Series) -> list[bytes]:
     return [point.SerializeToString() for point in _distribution_points(series)]
 
 
-def _record(event: Event) -> LogRecord:
-    number, text = (
-        severity_of(event) if event.scope.name == SCOPE.name else (event.severity_number, event.severity_text)
-    )
+def _record(event: Event, *, derive_severity: bool) -> LogRecord:
+    number, text = event.severity_number, event.severity_text
+    if derive_severity and event.scope.name == SCOPE.name:
+        number, text = severity_of(event)
     return LogRecord(
         time_unix_nano=event.time,
         observed_time_unix_nano=event.observed_time or event.time,

@@ -229,7 +229,7 @@ def _export_run(
     run = RunExport(connection, document, partial, name, progress.points)
     details = run.write()
     sums = {path: file_digest(partial / path) for path in run.paths()}
-    counts = {**run.rows, "media": run.media}
+    counts = {str(kind): rows for kind, rows in run.rows.items()} | {"media": run.media}
     return _Entry(document, _run_row(details, name, counts), sums, run.missing, counts)
 
 

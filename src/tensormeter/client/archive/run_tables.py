@@ -61,6 +61,7 @@ class RunExport:
         self._on_points = on_points
         self._run = StoredRun(connection, document)
         self._key = self._run.project, self._run.id
+        self._is_open = self._run.state in ("running", "stalled")
         self._about = {"project": self._run.project, "run": self._run.id}
         self._ranks: dict[str, int | None] = {}
         self._attempts: dict[str, int] = {}
@@ -139,27 +140,35 @@ class RunExport:
         self.rows["logs"] = table.rows
 
     def _write_metrics(self) -> None:
+        steps = [metric for metric in self._run.iterate_metrics(STEP_METRIC) if metric.name == STEP_METRIC]
+        end = max((metric.last_time or 0 for metric in steps), default=_END) if self._is_open else _END
         with self._table("metrics") as metrics, self._table("points") as points, self._table("distributions") as others:
             point_rows = PointRows(points, self._about, self._ranks)
+            # All steps are read, so that points that arrive meanwhile have theirs.
+            self._write_points(point_rows, [dataclasses.replace(metric, last_time=_END) for metric in steps])
             remaining = self._run.iterate_metrics()
             while page := [*islice(remaining, _METRICS)]:
                 for metric in page:
                     metrics.add(self._about | _metric_row(metric))
-                try:
-                    for block in self._run.points_of(_readable(page)):
-                        point_rows.add(block)
-                        self._on_points(len(block))
-                except ApiError as error:
-                    self._note_damage("points", error)
-                self._write_distributions(others, page)
+                known = [metric for metric in page if metric.last_time is not None and metric.name != STEP_METRIC]
+                until_end = [dataclasses.replace(metric, last_time=end) for metric in known]
+                self._write_points(point_rows, [metric for metric in until_end if metric.numeric])
+                self._write_distributions(others, [metric for metric in until_end if not metric.numeric])
             point_rows.flush()
         self.rows |= {"metrics": metrics.rows, "points": points.rows, "distributions": others.rows}
+
+    def _write_points(self, rows: PointRows, metrics: Iterable[Metric]) -> None:
+        try:
+            for block in self._run.points_of(metrics):
+                rows.add(block)
+                self._on_points(len(block))
+        except ApiError as error:
+            self._note_damage("points", error)
 
     def _write_distributions(self, table: TableFile, metrics: Iterable[Metric]) -> None:
         stops: dict[str, int] = {}
         for metric in metrics:
-            if not metric.numeric:
-                stops[metric.name] = max(stops.get(metric.name, 1), (metric.last_time or 0) + 1)
+            stops[metric.name] = max(stops.get(metric.name, 1), (metric.last_time or 0) + 1)
         for name, stop in stops.items():
             try:
                 for row in read_distributions(self._connection, self._key, name, stop, [*self._ranks]):
@@ -206,13 +215,6 @@ class RunExport:
 
     def _name(self) -> str:
         return f"{self._run.project}/{self._run.id}"
-
-
-def _readable(metrics: Iterable[Metric]) -> Iterable[Metric]:
-    """Return the numeric metrics. All steps are read, so that points that arrive meanwhile have theirs."""
-    for metric in metrics:
-        if metric.numeric and metric.last_time is not None:
-            yield dataclasses.replace(metric, last_time=_END) if metric.name == STEP_METRIC else metric
 
 
 def _metric_row(metric: Metric) -> dict[str, Any]:
