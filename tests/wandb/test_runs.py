@@ -1,6 +1,10 @@
 """Runs: arguments of `init`, the environment, several runs at once, forks, threads and resuming."""
 
+import copy
 import os
+import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -384,3 +388,19 @@ def test_odd_data_causes_a_warning_only(online: Stored, caplog: pytest.LogCaptur
         wandb.log({"b": 1}, step=2.0)
     assert points_of(online("odd"))["b"] == [(2, 1)]
     assert "wandb" in caplog.text or "log" in caplog.text
+
+
+def test_a_run_survives_pickling() -> None:
+    run = wandb.init(config={"a": 1})
+    assert pickle.loads(pickle.dumps(run)) is run
+    assert pickle.loads(pickle.dumps(run.config)).as_dict() == {"a": 1}
+    assert dict(run.config) == copy.deepcopy(dict(run.config))
+
+
+def test_a_spawned_child_logs_to_the_run(online: Stored) -> None:
+    run = wandb.init(id="spawning", entity="team")
+    run.log({"a": 1})
+    program = "import pickle, sys; run = pickle.load(sys.stdin.buffer); run.log({'b': 2}, step=5); run.finish()"
+    subprocess.run([sys.executable, "-c", program], input=pickle.dumps(run), check=True)
+    run.finish()
+    assert points_of(online("spawning"))["b"] == [(5, 2)]

@@ -24,6 +24,11 @@ import wandb.sdk.wandb_run
 from wandb.errors import CommError
 from wandb.sdk.wandb_run import Run
 from wandb import Table, init
+from wandb.sdk.lib import RunDisabled
+from wandb.sdk.lib.config_util import ConfigError
+from wandb.sdk.lib.runid import generate_id
+from wandb.wandb_run import Run as SameRun
+assert SameRun is Run and issubclass(ConfigError, wandb.Error) and generate_id()
 assert Run is tensormeter.wandb.Run is wandb.sdk.wandb_run.Run is wandb.wandb_sdk.wandb_run.Run
 assert wandb.plot is tensormeter.wandb.plot
 assert wandb.__spec__.name == "wandb" and wandb.__name__ == "wandb"

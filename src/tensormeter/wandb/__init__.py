@@ -55,6 +55,7 @@ from tensormeter.wandb.media import (
     Video,
 )
 from tensormeter.wandb.plot import plot_table, visualize
+from tensormeter.wandb.sdk import lib as wandb_lib
 from tensormeter.wandb.sdk import wandb_config, wandb_init, wandb_metric, wandb_run, wandb_settings, wandb_summary
 from tensormeter.wandb.sdk.wandb_config import Config
 from tensormeter.wandb.sdk.wandb_init import init
@@ -129,6 +130,7 @@ __all__ = [
     "visualize",
     "wandb_config",
     "wandb_init",
+    "wandb_lib",
     "wandb_metric",
     "wandb_run",
     "wandb_settings",
@@ -140,6 +142,7 @@ __version__: Final = "0.31.0"
 """Version of W&B whose API this module has."""
 
 wandb_sdk: Final = sdk
+_attach: Final = attach
 patched: Final[dict[str, list[Any]]] = {"tensorboard": [], "keras": [], "gym": []}
 
 _REPLACEMENTS: Final = {

@@ -16,7 +16,7 @@ from tensormeter.wandb.sdk.wandb_config import Config
 if TYPE_CHECKING:
     from tensormeter.wandb.sdk.wandb_run import Run
 
-__all__ = ["active_runs", "adopted_run", "current_run", "register", "set_current", "take_config"]
+__all__ = ["active_runs", "adopted_run", "current_run", "known_run", "register", "set_current", "take_config"]
 
 run: "Run | None" = None
 """The current run that `init` has started. Use `current_run`, which also looks for other runs."""
@@ -51,6 +51,11 @@ def adopted_run() -> "Run | None":
 def register(started: "Run", recorded: RecordedRun) -> None:
     """Add a run that `init` has started."""
     _runs[recorded] = started
+
+
+def known_run(recorded: RecordedRun) -> "Run | None":
+    """Return the run of this package for a run that records data, if there is one."""
+    return _runs.get(recorded)
 
 
 def set_current(started: "Run | None") -> None:

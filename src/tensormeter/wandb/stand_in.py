@@ -21,6 +21,8 @@ _SUBMODULES: Final = (
     "errors",
     "plot",
     "sdk",
+    "sdk.lib",
+    "sdk.lib.config_util",
     "sdk.wandb_config",
     "sdk.wandb_init",
     "sdk.wandb_metric",
@@ -30,7 +32,12 @@ _SUBMODULES: Final = (
     "util",
 )
 
-_OTHER_NAMES: Final = {"apis.public": "apis", "sdk.data_types": "data_types", "wandb_run": "sdk.wandb_run"}
+_OTHER_NAMES: Final = {
+    "apis.public": "apis",
+    "sdk.data_types": "data_types",
+    "sdk.lib.runid": "util",
+    "wandb_run": "sdk.wandb_run",
+}
 """Names of modules in W&B's package, and the submodules with their contents."""
 
 _replaced: Final[dict[str, types.ModuleType]] = {}

@@ -409,6 +409,9 @@ class Run(SteppedLog):
 
         return f'<a href="{escape(self.url or "")}">{escape(self.name)}</a>'
 
+    def _label(self, *arguments: Any, **named: Any) -> None:
+        """Do nothing. Libraries call it to state their name."""
+
     def finish(self, exit_code: int | None = None, quiet: bool | None = None) -> None:
         """End the run, and wait for delivery (see `tensormeter.Run.finish`).
 
@@ -463,6 +466,10 @@ class Run(SteppedLog):
         self._recorded.__exit__(kind, error, trace)
         self._ended(failed=kind is not None)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the run. A process that unpickles it joins the run."""
+        return _join, (self._recorded, self._config.as_dict(), self.entity)
+
     def __repr__(self) -> str:
         return f"<tensormeter.wandb.Run {self.path} {self.name!r}>"
 
@@ -477,6 +484,15 @@ class AdoptedRun(Run):
     ) -> None:
         self._step = max(self._step, self._recorded._next_step)
         super().log(data, step, commit, sync)
+
+
+def _join(recorded: RecordedRun, config: Mapping[str, Any], entity: str) -> Run:
+    """Return the run of this package for a run that this process has joined."""
+    run = current.known_run(recorded)
+    if run is None:
+        run = Run(recorded, config, entity=entity)
+        current.register(run, recorded)
+    return run
 
 
 def _list(names: Any) -> list[str]:
