@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import multiprocessing
 import os
 from collections import defaultdict
 
@@ -12,6 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter as TorchWriter
 
 import tensormeter
+from support.processes import run_python
+from tensormeter.session import open_runs
 from tensormeter.tensorboard import SummaryWriter
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -207,19 +210,34 @@ def test_writers_of_one_folder_share_a_run(recorded):
 
 
 def test_a_closed_writer_may_be_used_again(recorded):
-    """A tutorial of PyTorch closes the writer after each section, and goes on with it."""
+    """A tutorial of PyTorch closes the writer after each section and in a loop, and goes on with it."""
     writer = SummaryWriter("runs/reopened")
     writer.add_scalar("loss", 1.0, 0)
+    first = writer.run
     writer.close()
-    writer.close()
+    assert first.finished
     assert writer.file_writer is None
-    writer.add_scalar("loss", 2.0, 1)
-    writer.flush()
-    assert not writer.run.finished
-    writer.close()
+    for step in range(1, 4):
+        writer.add_scalar("loss", 2.0, step)
+        writer.flush()
+        writer.close()
+        writer.close()
+    second = writer.run
+    assert not second.finished
+    open_runs.finish_all()  # as the end of the program does
     run = recorded.run("reopened")
-    assert recorded.points(run) == {"loss": [(0, 1), (1, 2)]}
-    assert (run.state, run.attempt) == ("finished", 2)
+    assert recorded.points(run) == {"loss": [(0, 1), (1, 2), (2, 2), (3, 2)]}
+    assert (run.state, run.attempt, second.id) == ("finished", 2, first.id)
+
+
+def test_a_writer_of_a_purged_run_hides_the_steps_that_it_repeats(recorded):
+    """An example of tensorboardX resumes at step 42, in the same folder."""
+    for first, last, value in ((0, 100, 1.0), (42, 100, 2.0)):
+        with SummaryWriter(logdir="runs/purge", purge_step=first) as writer:
+            for step in range(first, last):
+                writer.add_scalar("x", value, step)
+    open_runs.finish_all()
+    assert recorded.points("purge") == {"x": [(step, 1.0 if step < 42 else 2.0) for step in range(100)]}
 
 
 def test_an_exception_in_the_block_fails_the_run(recorded):
@@ -335,3 +353,32 @@ def test_nan_and_infinity_stay(recorded):
     points = recorded.points("special")
     assert math.isnan(points["nan"][0][1])
     assert points["inf"] == [(0, math.inf)]
+
+
+def test_in_a_notebook_writers_of_several_folders_stay_open(tmp_path):
+    """A run of the script itself ends when another run begins in a notebook; see `tensormeter.init`."""
+    script = """
+import sys, types
+sys.modules["IPython"] = types.SimpleNamespace(get_ipython=lambda: object())
+import tensormeter
+from tensormeter.tensorboard import SummaryWriter
+given = {"settings": {"directory": sys.argv[1], "buffer_directory": sys.argv[1], "mode": "offline", "agent": "off"}}
+train, val = SummaryWriter("runs/x/train", **given), SummaryWriter("runs/x/val", **given)
+first = tensormeter.init(**given)
+second = tensormeter.init(**given)
+assert first.finished and not train.run.finished and not val.run.finished
+train.close()
+assert not val.run.finished and not second.finished
+"""
+    run_python("-c", script, tmp_path, folder=tmp_path, check=True)
+
+
+def test_a_spawned_process_writes_to_the_run_of_the_writer(recorded, tmp_path):
+    context = multiprocessing.get_context("spawn")
+    with SummaryWriter("runs/spawned") as writer:
+        writer.add_scalar("parent", 1.0, 0)
+        child = context.Process(target=writer.add_scalar, args=["child", 2.0, 5])
+        child.start()
+        child.join()
+        assert child.exitcode == 0
+    assert recorded.points("spawned") == {"parent": [(0, 1)], "child": [(5, 2)]}

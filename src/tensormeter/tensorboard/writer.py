@@ -212,7 +212,7 @@ class SummaryWriter(MediaMethods, IgnoredMethods):
         """Finish the run that the writer has started, and wait up to `finish_timeout` seconds for delivery.
 
         If the run has other open writers, or the script has started it, it goes on. As in torch, a closed writer may be used
-        again: it then starts another attempt at its run.
+        again: it then starts another attempt at its run, which ends with the program.
         """
         self._leave()
 

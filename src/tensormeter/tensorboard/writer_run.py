@@ -30,14 +30,16 @@ class WriterRun:
         folder: Absolute path of the writers' folder.
         prefix: Prefix of the tags.
         owned: Whether writers have started the run, and therefore finish it.
+        is_reopened: Whether the run is another attempt at a run of this process. Then the last writer does not finish it.
         writers: Number of writers that have not been closed.
     """
 
-    def __init__(self, run: Run, folder: str, *, prefix: str = "", owned: bool) -> None:
+    def __init__(self, run: Run, folder: str, *, prefix: str = "", owned: bool, is_reopened: bool = False) -> None:
         self.run = run
         self.folder = folder
         self.prefix = prefix
         self.owned = owned
+        self.is_reopened = is_reopened
         self.writers = 1
 
     @property
@@ -53,6 +55,9 @@ class WriterRun:
     ) -> None:
         """Remove a writer. The last one finishes a run that writers have started, and waits for delivery.
 
+        Some scripts close a writer in a loop and go on with it. From the second time on, the run therefore stays open until the
+        program ends, unless an exception ended the writer's block. Without this rule, each iteration would be an attempt.
+
         Args:
             kind: Type of the exception that ended the writer's `with` block, or None.
             error: The exception.
@@ -60,7 +65,7 @@ class WriterRun:
         """
         with _lock:
             self.writers -= 1
-            if self.writers:
+            if self.writers or (self.is_reopened and error is None):
                 return
             if _by_folder.get(self.folder) is self:
                 del _by_folder[self.folder]
@@ -104,7 +109,9 @@ def join_run(folder: str, run: Run | None, options: Mapping[str, Any], *, is_def
         elif current is not None and not options:
             joined = WriterRun(current, key, prefix=namespaces_of(current).prefix(folder), owned=False)
         else:
-            joined = WriterRun(_start(folder, key, options, is_default=is_default), key, owned=True)
+            is_reopened = key in _ids
+            started = _start(folder, key, options, is_default=is_default)
+            joined = WriterRun(started, key, owned=True, is_reopened=is_reopened)
         _by_folder[key] = joined
         return joined
 
