@@ -185,6 +185,17 @@ def test_a_writer_logs_to_the_run_that_the_script_has_started(recorded):
     assert recorded.points("script run") == {"loss": [(0, 1)], "other/loss": [(0, 2)]}
 
 
+def test_writers_of_several_folders_in_one_run_have_prefixes(recorded):
+    with tensormeter.init("mine", name="both") as run:
+        train, val = SummaryWriter("runs/x/train"), SummaryWriter("runs/x/val")
+        train.add_scalar("loss", 1.0, 0)
+        val.add_scalar("loss", 2.0, 0)
+        assert train.run is val.run is run
+        train.close()
+        val.close()
+    assert recorded.points("both") == {"train/loss": [(0, 1)], "val/loss": [(0, 2)]}
+
+
 def test_a_writer_logs_to_a_stated_run(recorded):
     run = tensormeter.init("mine", name="stated run")
     current = tensormeter.init("mine", name="current run")

@@ -72,27 +72,47 @@ def test_hyperparameters_become_configuration(recorded, make):
         assert run.config.as_dict() == {"lr": 0.5, "layers": 3, "optimizer": "sgd"}
 
 
-def test_tags_of_a_single_folder_have_no_prefix_and_those_of_further_folders_have_one():
-    assert [Namespaces().prefix(folder) for folder in ("runs/x", "runs/x/train", "runs/x/val")] == ["", "train/", ""]
-    several = Namespaces()
-    assert [several.prefix(f"runs/x/{name}") for name in ("train", "val", "train")] == ["train/", "val/", "train/"]
-    nested = Namespaces()
-    assert [nested.prefix(folder) for folder in ("runs/x", "runs/x/loss_train")] == ["", "x/loss_train/"]
+@pytest.mark.parametrize(
+    ("folders", "prefixes"),
+    [
+        (["runs/x"], [""]),
+        (["runs/x/train"], [""]),
+        (["runs/x/train", "runs/x/val"], ["train/", "val/"]),
+        (["runs/a", "runs/b/train", "runs/b/val"], ["a/", "b/train/", "b/val/"]),
+        (["s3://bucket/x", "runs/b"], None),
+    ],
+)
+def test_prefixes_are_those_of_wandb(folders, prefixes):
+    """Recorded with `sync_tensorboard=True` of wandb 0.31, with all writers made before the first value."""
+    namespaces = Namespaces()
+    for folder in folders:
+        namespaces.add(folder)
+    found = [namespaces.prefix(folder) for folder in folders]
+    assert found == [namespaces.prefix(folder) for folder in folders]
+    assert prefixes is None or found == prefixes
+
+
+def test_prefixes_of_scalars_with_a_folder_each_are_those_of_wandb():
+    """`add_scalars` of torch makes a folder for each name, below the writer's."""
+    namespaces = Namespaces()
+    folders = ("runs/x", "runs/x/group_a", "runs/x/group_b")
+    assert [namespaces.prefix(folder) for folder in folders] == ["", "group_a/", "group_b/"]
 
 
 def test_writers_of_several_folders_and_threads_are_recorded(recorded):
     run = tensormeter.init("sync", name="threads")
     stop = sync.start()
 
-    def write(folder):
-        with SummaryWriter(folder) as writer:
+    def write(writer):
+        with writer:
             for step in range(10):
                 writer.add_scalar("loss", step, step)
 
-    write("runs/x/train")
-    thread = threading.Thread(target=write, args=["runs/x/val"])
-    thread.start()
-    thread.join()
+    threads = [threading.Thread(target=write, args=[SummaryWriter(f"runs/x/{name}")]) for name in ("train", "val")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     stop()
     run.finish()
     expected = [(step, step) for step in range(10)]

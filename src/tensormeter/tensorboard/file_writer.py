@@ -47,7 +47,7 @@ class FileWriter:
 
             summary = Summary.FromString(summary)
         joined = self._writer._joined()
-        record_summary(joined.run, summary, lambda tag: self._step_of(tag, global_step), joined.prefix)
+        record_summary(joined.run, summary, lambda tag: self._step_of(tag, global_step), joined.find_prefix())
 
     def add_graph(self, graph_profile: Any, walltime: float | None = None) -> None:
         self._writer.add_graph(graph_profile)

@@ -13,9 +13,6 @@ __all__ = ["Namespaces", "namespaces_of", "run_group", "run_name"]
 _ROOT: Final = "runs"
 """Folder that SummaryWriter uses by default, and that is not part of names."""
 
-_KEPT: Final = frozenset({"train", "validation"})
-"""Names of folders that become a prefix even if no other folder is in use."""
-
 
 def run_name(folder: str) -> str:
     """Return the path of a folder relative to the last folder `runs` in it, or else to the working directory."""
@@ -38,31 +35,44 @@ def run_group(folder: str) -> str:
 class Namespaces:
     """Prefixes of the tags of a run that receives the values of several folders. Thread-safe.
 
-    The rule is W&B's: the tags of a single folder have no prefix, except those of `train` and `validation`. The prefix of each
-    further folder is its path below the folder that all have in common. A prefix does not change once it has been used.
+    The rule is W&B's: the prefix of a folder is its path below the folder that all have in common, so the tags of a single
+    folder have no prefix. A prefix does not change once it has been used, even if there are further folders later.
     """
 
     def __init__(self) -> None:
         self._prefixes: dict[str, str] = {}
+        self._folders: list[str] = []
         self._lock = threading.Lock()
+
+    def add(self, folder: str) -> None:
+        """Add a folder whose prefix is not in use yet."""
+        with self._lock:
+            path = _absolute(folder)
+            if path not in self._folders:
+                self._folders.append(path)
 
     def prefix(self, folder: str) -> str:
         """Return the prefix of a folder's tags, including its slash, or ""."""
         known = self._prefixes.get(folder)
         if known is not None:
             return known
+        self.add(folder)
         with self._lock:
-            if folder not in self._prefixes:
-                self._prefixes[folder] = self._new_prefix(folder)
-            return self._prefixes[folder]
+            path = _absolute(folder)
+            below = path.removeprefix(_common_folder(self._folders)).replace(os.sep, "/").strip("/")
+            return self._prefixes.setdefault(folder, f"{below}/" if below else "")
 
-    def _new_prefix(self, folder: str) -> str:
-        folders = [*self._prefixes, folder]
-        root = os.path.dirname(os.path.commonprefix(folders))  # noqa: RUF071 - the folder of the characters in common
-        namespace = folder.removeprefix(root).replace(os.sep, "/").strip("/")
-        if not namespace or (len(folders) == 1 and namespace not in _KEPT):
-            return ""
-        return f"{namespace}/"
+
+def _absolute(folder: str) -> str:
+    return folder if "://" in folder else os.path.abspath(folder)
+
+
+def _common_folder(folders: list[str]) -> str:
+    """Return the folder that contains all folders or is one of them, or "" if they have none in common."""
+    try:
+        return os.path.commonpath(folders)
+    except ValueError:  # addresses and paths
+        return ""
 
 
 _namespaces: "Final[WeakKeyDictionary[Run, Namespaces]]" = WeakKeyDictionary()

@@ -30,8 +30,8 @@ _MODULES: Final = ("tensorboard.summary.writer.event_file_writer", "tensorboardX
 _receivers: Final[list[Run]] = []
 """Runs that receive the events. A run may be listed several times."""
 
-_patched: Final[list[tuple[Any, Any, Any]]] = []
-"""Classes whose `add_event` has been replaced, with the original function and the new one."""
+_patched: Final[list[tuple[Any, str, Any, Any]]] = []
+"""Methods that have been replaced: class, name, the original function and the new one."""
 
 _lock: Final = threading.Lock()
 
@@ -39,8 +39,8 @@ _lock: Final = threading.Lock()
 def start(run: Run | None = None) -> Callable[[], None]:
     """Record in a run what summary writers of this process write from now on, also in other threads.
 
-    Tags become the names of metrics. If writers use several folders, the tags of the second and later folders get the folder's path
-    as a prefix, as in W&B. Writers of `tensormeter.tensorboard` record their values themselves.
+    Tags become the names of metrics. If writers use several folders, the folder's path below their common folder becomes a prefix,
+    as in W&B. Writers of `tensormeter.tensorboard` record their values themselves.
 
     The call imports the packages `tensorboard` and `tensorboardX`, if they are installed. Recording never raises. TensorFlow's
     own writers are not supported.
@@ -87,21 +87,39 @@ def _patch(name: str) -> None:
         if importlib.util.find_spec(name.partition(".")[0]) is None:
             return
         writer = importlib.import_module(name).EventFileWriter
-        original = writer.add_event
+        start_writer, add_event = writer.__init__, writer.add_event
     except Exception as error:  # a broken installation may raise anything
         _notices.once(
             name, "tensorboard.sync: cannot import %s, so its writers are not recorded: %s", name, describe(error)
         )
         return
 
-    @wraps(original)
-    def add_event(self: Any, event: Any, *arguments: Any, **named: Any) -> Any:
+    @wraps(start_writer)
+    def start_and_note(self: Any, *arguments: Any, **named: Any) -> None:
+        start_writer(self, *arguments, **named)
+        for receiver in tuple(_receivers):
+            _note(receiver, self)
+
+    @wraps(add_event)
+    def record_and_add_event(self: Any, event: Any, *arguments: Any, **named: Any) -> Any:
         for receiver in tuple(dict.fromkeys(_receivers)):
             _record(receiver, self, event)
-        return original(self, event, *arguments, **named)
+        return add_event(self, event, *arguments, **named)
 
-    writer.add_event = add_event
-    _patched.append((writer, original, add_event))
+    for method, original, replacement in (
+        ("__init__", start_writer, start_and_note),
+        ("add_event", add_event, record_and_add_event),
+    ):
+        setattr(writer, method, replacement)
+        _patched.append((writer, method, original, replacement))
+
+
+def _note(run: Run, writer: Any) -> None:
+    """Note the folder of a new writer, before prefixes of tags depend on it."""
+    try:
+        namespaces_of(run).add(str(writer.get_logdir()))
+    except Exception as error:  # a writer of another version; the training goes on
+        _notices.once(type(error), "tensorboard.sync: the folder of a writer is not known: %s", describe(error))
 
 
 def _record(run: Run, writer: Any, event: Any) -> None:
@@ -116,7 +134,7 @@ def _record(run: Run, writer: Any, event: Any) -> None:
 
 def _restore() -> None:
     """Restore the original methods. If other software has replaced them since, the replacements stay and record nothing."""
-    for writer, original, replacement in _patched:
-        if writer.add_event is replacement:
-            writer.add_event = original
+    for writer, method, original, replacement in _patched:
+        if getattr(writer, method) is replacement:
+            setattr(writer, method, original)
     _patched.clear()

@@ -203,7 +203,7 @@ class SummaryWriter(MediaMethods, IgnoredMethods):
         for name, value in metric_dict.items():
             self._write(name, value, global_step)
             if isinstance(value, bool | int | float):
-                joined.run.summary[f"{joined.prefix}{name}"] = value
+                joined.run.summary[f"{joined.find_prefix()}{name}"] = value
 
     def flush(self) -> None:
         """Do nothing: the agent delivers values as they come, and a killed process loses none of them."""
@@ -258,7 +258,10 @@ class SummaryWriter(MediaMethods, IgnoredMethods):
                 self._steps[tag] = step
             else:
                 step = self._step_of(tag, step)
-            joined.run.log({joined.prefix + tag if joined.prefix else tag: value}, step)
+            prefix = joined.prefix
+            if prefix is None:
+                prefix = joined.find_prefix()
+            joined.run.log({prefix + tag if prefix else tag: value}, step)
         except TypeError as error:
             _notices.once(type(tag), "the tag %s is not recorded: %s; pass a string", shown(tag), describe(error))
 

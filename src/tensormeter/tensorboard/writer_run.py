@@ -28,19 +28,27 @@ class WriterRun:
     Attributes:
         run: The run.
         folder: Absolute path of the writers' folder.
-        prefix: Prefix of the tags.
+        prefix: Prefix of the tags; None before the first value, because the prefix depends on the folders of other writers.
         owned: Whether writers have started the run, and therefore finish it.
         is_reopened: Whether the run is another attempt at a run of this process. Then the last writer does not finish it.
         writers: Number of writers that have not been closed.
     """
 
-    def __init__(self, run: Run, folder: str, *, prefix: str = "", owned: bool, is_reopened: bool = False) -> None:
+    def __init__(
+        self, run: Run, folder: str, *, prefix: str | None = "", owned: bool, is_reopened: bool = False
+    ) -> None:
         self.run = run
         self.folder = folder
         self.prefix = prefix
         self.owned = owned
         self.is_reopened = is_reopened
         self.writers = 1
+
+    def find_prefix(self) -> str:
+        """Return the prefix of the tags. From now on, it stays the same."""
+        if self.prefix is None:
+            self.prefix = namespaces_of(self.run).prefix(self.folder)
+        return self.prefix
 
     @property
     def first_step(self) -> int:
@@ -107,7 +115,8 @@ def join_run(folder: str, run: Run | None, options: Mapping[str, Any], *, is_def
         if run is not None:
             joined = WriterRun(run, key, owned=False)
         elif current is not None and not options:
-            joined = WriterRun(current, key, prefix=namespaces_of(current).prefix(folder), owned=False)
+            namespaces_of(current).add(key)
+            joined = WriterRun(current, key, prefix=None, owned=False)
         else:
             is_reopened = key in _ids
             started = _start(folder, key, options, is_default=is_default)
