@@ -78,10 +78,15 @@ def test_only_the_main_process_records(recorded: Experiment) -> None:
     PartialState._shared_state.update(second_of_two)
     accelerator.init_trackers("two-processes", {"lr": 0.1})
     accelerator.log({"loss": 0.5}, step=0)
-    accelerator.trackers[0].log_images({"picture": np.zeros((8, 8), np.uint8)})
-    accelerator.trackers[0].log_table("rows", columns=["x"], data=[[1]])
-    accelerator.trackers[0].finish()
-    assert accelerator.trackers[0].tracker is None
+    accelerator.get_tracker("tensormeter").log({"loss": 0.5})
+    tracker = TensormeterTracker("two-processes")
+    tracker.start()
+    tracker.store_init_configuration({"lr": 0.1})
+    tracker.log({"loss": 0.5}, 0)
+    tracker.log_images({"picture": np.zeros((8, 8), np.uint8)})
+    tracker.log_table("rows", columns=["x"], data=[[1]])
+    tracker.finish()
+    assert tracker.tracker is None
     assert tensormeter.run is None
 
 
