@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import tensormeter
 from tensormeter import Run, Settings
+from tensormeter.integrations.shield import shielded
 
 __all__ = ["TrialRuns"]
 
@@ -99,11 +100,7 @@ class TrialRuns:
                 self._executor = ThreadPoolExecutor(8, thread_name_prefix="tensormeter-finish")
             self._ending = [ending for ending in self._ending if not ending.done()]
             oldest = self._ending[0] if len(self._ending) >= _MOST_ENDING else None
-            if error is None:
-                ending = self._executor.submit(run.finish, state)
-            else:
-                ending = self._executor.submit(run.__exit__, type(error), error, error.__traceback__)
-            self._ending.append(ending)
+            self._ending.append(self._executor.submit(_end, run, state, error))
         if oldest is not None:
             wait([oldest])
 
@@ -112,6 +109,14 @@ class TrialRuns:
         with self._lock:
             ending = list(self._ending)
         wait(ending)
+
+
+@shielded
+def _end(run: Run, state: str, error: BaseException | None) -> None:
+    if error is None:
+        run.finish(state)
+    else:
+        run.__exit__(type(error), error, error.__traceback__)
 
 
 def _mapping(config: Any) -> Mapping[str, Any]:
