@@ -96,7 +96,7 @@ def rows_of_csv(logger: CSVLogger) -> dict[str, list[tuple[int, float]]]:
 
 
 def final(points: list[tuple[int, float]]) -> dict[int, float]:
-    """The points of a metric, of which later ones replace earlier ones of their step."""
+    """Points of a metric by step. A later point replaces an earlier one of the same step."""
     return dict(points)
 
 

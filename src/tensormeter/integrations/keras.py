@@ -13,7 +13,7 @@ __all__ = ["TensormeterCallback"]
 _PROJECT: Final = "keras"
 
 
-class TensormeterCallback(keras.callbacks.Callback):  # type: ignore[misc]
+class TensormeterCallback(keras.callbacks.Callback):
     """Records the metrics, the learning rate and the configuration of `fit`, and the results of `evaluate`.
 
     Metrics of batches are named `batch/loss` and so on, and metrics of epochs `epoch/loss`, `epoch/val_loss` and so on. The step
