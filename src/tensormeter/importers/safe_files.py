@@ -32,9 +32,10 @@ def read_inside(folder: Path, name: str, limit: int) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:
         raise UnsafePathError(f"it cannot be read ({error.strerror})") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UnsafePathError("it is not a regular file")
     with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UnsafePathError("it is not a regular file")
         data = file.read(limit + 1)
     if len(data) > limit:
         raise UnsafePathError(f"it is larger than {limit >> 20} MiB")

@@ -14,6 +14,9 @@ __all__ = ["StepTimes"]
 _MOST_OVERLAPPING: Final = 8
 """Number of blocks with overlapping times from which on blocks are merged."""
 
+_SMALL: Final = 4096
+"""Number of pairs up to which a block is extended, so that single points do not become blocks."""
+
 _MOST_MOVED: Final = 1_000_000
 """Maximum number of moved pairs to remember. Later points of forgotten pairs get another nanosecond."""
 
@@ -71,9 +74,14 @@ class StepTimes:
         return result, new_times, new_steps
 
     def _add(self, times: _Int64, steps: _Int64) -> None:
-        if len(times):
+        if not len(times):
+            return
+        last = self._blocks[-1] if self._blocks else None
+        if last is not None and len(last.times) < _SMALL and last.last < times[0]:
+            self._blocks[-1] = _Block(np.concatenate((last.times, times)), np.concatenate((last.steps, steps)))
+        else:
             self._blocks.append(_Block(times.copy(), steps.copy()))
-            self._last = max(self._last, int(times[-1]))
+        self._last = max(self._last, int(times[-1]))
 
     def _assign_pairs(self, times: _Int64, steps: _Int64) -> tuple[_Int64, _Int64, _Int64]:
         """Assign times to distinct pairs, which are sorted by time and step. Return also the times and steps of new pairs."""

@@ -256,9 +256,12 @@ def _note(description: _Description, kind: int, record: Any, tally: Tally) -> No
     match kind:
         case 17:
             description.run = record.run
+            own = description.config.get("_wandb")
             nested_document(
                 record.run.config.update, description.config, tally, "configuration values that are not JSON"
             )
+            if own:  # a later record of the run has an empty one
+                description.config["_wandb"] = own
             nested_document(record.run.summary.update, description.summary, tally, "summary values that are not JSON")
         case 5:
             nested_document(record.config.update, description.config, tally, "configuration values that are not JSON")

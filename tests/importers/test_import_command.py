@@ -1,0 +1,106 @@
+"""The command itself: interruptions, faults, dry runs and what it prints."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from support.import_server import counted
+from support.ports import reserve_port
+from support.processes import clean_environment
+from support.waiting import wait_for
+from tensormeter.cli.import_ import import_
+from tensormeter.importers.safe_files import UnsafePathError, read_inside
+
+ROWS = 10_000
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    path = tmp_path / "table.parquet"
+    values = np.random.default_rng(0).normal(size=(ROWS, 40))
+    pd.DataFrame({"step": np.arange(ROWS)} | {f"m{i}": values[:, i] for i in range(40)}).to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_import_is_completed_by_the_next_one(server, run_import, table, number):
+    project = f"interrupted-{number}"
+    command = [
+        sys.executable,
+        "-m",
+        "tensormeter",
+        "import",
+        str(table),
+        "--endpoint",
+        server.url,
+        "--project",
+        project,
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment(), text=True
+    )
+    wait_for(lambda: server.get("/api/v1/runs", project=project)["runs"], "the run has begun to arrive")
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    if number == signal.SIGINT and process.returncode:
+        assert process.returncode == 130, output + errors
+        assert "run the same command again to continue" in output
+        assert errors == ""
+    run_import(table, "--project", project)
+    (run,) = server.contents(project).values()
+    assert run["run"]["state"] == "finished"
+    for metric in ("m0", "m39"):
+        statistics = run["run"]["summary"][metric]
+        assert (statistics["count"], statistics["last_step"]) == (ROWS, ROWS - 1)
+
+
+def test_a_dry_run_counts_and_sends_nothing(server, run_import, table):
+    result = run_import(table, "--project", "dry", "--dry-run")
+    assert "would be imported" in result.output
+    assert counted(result) == {"runs": 1, "points": 40 * ROWS, "media": 0, "log lines": 0}
+    assert server.get("/api/v1/runs", project="dry")["runs"] == []
+
+
+def test_paths_that_cannot_be_imported_are_reported_and_others_are(run_import, tmp_path):
+    (tmp_path / "unknown.bin").write_bytes(b"\0" * 100)
+    (tmp_path / "good.csv").write_text("step,loss\n0,1\n")
+    paths = [tmp_path / name for name in ("missing", "unknown.bin", "good.csv")]
+    result = run_import(*paths, "--project", "mixed", status=1)
+    assert "missing: no such file or folder; check the path" in result.output
+    assert "unknown.bin: found no runs of a known kind" in result.output
+    assert counted(result)["runs"] == 1
+
+
+def test_a_server_that_does_not_answer_ends_the_import(table, monkeypatch):
+    monkeypatch.setattr("tensormeter.importers.sender._ATTEMPTS", 2)
+    result = CliRunner().invoke(import_, [str(table), "--endpoint", f"http://127.0.0.1:{reserve_port()}"])
+    assert result.exit_code == 1
+    assert "run the same command again to continue" in str(result.exception)
+
+
+def test_a_name_is_for_one_run(run_import, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text("step,loss\n0,1\n")
+    result = run_import(tmp_path, "--name", "x", status=1)
+    assert "--name is for one run, but there are 2" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside", "/etc/passwd", "a/../../outside", "link", "folder", "", "a\0b", "large"]
+)
+def test_files_outside_the_folder_are_not_read(tmp_path, name):
+    folder = tmp_path / "run"
+    (folder / "folder").mkdir(parents=True)
+    (tmp_path / "outside").write_text("secret")
+    (folder / "link").symlink_to(tmp_path / "outside")
+    (folder / "large").write_bytes(b"x" * 11)
+    (folder / "folder" / "fine").write_text("fine")
+    with pytest.raises(UnsafePathError):
+        read_inside(folder, name, 10)
+    assert read_inside(folder, "folder/fine", 10) == b"fine"

@@ -1,0 +1,148 @@
+"""Tables of pandas, pyarrow and `tensormeter export`, imported."""
+
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from support.import_server import left_out
+from tensormeter.cli.export import export
+
+T0 = 1_750_000_000
+
+
+@pytest.fixture(params=["csv", "parquet", "jsonl"])
+def save(request, tmp_path):
+    """Writes a frame in each format."""
+
+    def save(frame: pd.DataFrame, name: str = "table"):
+        path = tmp_path / f"{name}.{request.param}"
+        if request.param == "csv":
+            frame.to_csv(path, index=False)
+        elif request.param == "parquet":
+            frame.to_parquet(path)
+        else:
+            path.write_text(
+                "".join(
+                    json.dumps(row) + "\n" for row in frame.astype(object).where(frame.notna(), None).to_dict("records")
+                )
+            )
+        return path
+
+    save.format = request.param
+    return save
+
+
+def frame() -> pd.DataFrame:
+    n = 5000
+    values = np.random.default_rng(0).normal(size=n)
+    return pd.DataFrame(
+        {
+            "Step": np.arange(n) * 10,
+            "_timestamp": T0 + np.arange(n) * 0.5,
+            "loss": np.where(np.arange(n) % 3 == 0, np.nan, values),
+            "count": np.arange(n) + 2**60,
+            "ok": np.arange(n) % 2 == 0,
+            "phase": "warmup",
+        }
+    )
+
+
+def test_a_wide_table_becomes_a_run(server, run_import, save):
+    table = frame()
+    result = run_import(save(table), "--project", f"wide-{save.format}", "--name", "wide")
+    assert "step: column 'Step'; time: column '_timestamp'" in result.output
+    run = server.contents(f"wide-{save.format}")["wide"]
+    present = table["loss"].notna()
+    (loss,) = server.series(run["run"]["id"], "loss", f"wide-{save.format}")
+    assert loss["step"] == table["Step"][present].tolist()
+    assert loss["value"] == table["loss"][present].tolist()
+    assert run["series"]["count"][0]["value"] == table["count"].tolist()
+    assert run["series"]["ok"][0]["value"][:3] == [1, 0, 1]
+    assert run["run"]["started"] == str(T0 * 10**9)
+    assert sum(left_out(result).values()) == len(table)
+    before = server.contents(f"wide-{save.format}")
+    run_import(save(table), "--project", f"wide-{save.format}", "--name", "wide")
+    assert server.contents(f"wide-{save.format}") == before
+
+
+def test_a_column_can_separate_runs(server, run_import, save):
+    table = pd.DataFrame({"epoch": [0, 1, 0, 1], "name": ["a", "a", "b", "b"], "loss": [1.0, 2.0, 3.0, 4.0]})
+    project = f"several-{save.format}"
+    run_import(save(table), "--project", project, "--run-column", "name", "--step", "epoch")
+    runs = server.contents(project)
+    assert {name: run["series"]["loss"][0]["value"] for name, run in runs.items()} == {"a": [1, 2], "b": [3, 4]}
+
+
+def test_times_may_be_texts(server, run_import, tmp_path):
+    path = tmp_path / "texts.csv"
+    path.write_text("step;time;loss\n0;2025-01-01T00:00:00Z;1\n1;2025-01-01 01:00:01+01:00;2\n2;;3\n")
+    run_import(path, "--project", "texts")
+    run = server.contents("texts")["texts"]
+    assert run["run"]["started"] == "1735689600000000000"
+    assert run["series"]["loss"][0]["step"][:2] == [0, 1]
+
+
+def test_a_table_without_steps_uses_row_numbers(server, run_import, tmp_path):
+    path = tmp_path / "plain.csv"
+    path.write_text("loss,acc\n1,NaN\n2,\n3,x\n")
+    result = run_import(path, "--project", "plain")
+    assert "number of the row, because no column looks like a step" in result.output
+    run = server.contents("plain")["plain"]
+    assert run["series"]["loss"][0]["step"] == [0, 1, 2]
+    assert run["series"]["acc"][0]["value"] == ["NaN"]
+    assert left_out(result) == {"cells of text": 1}
+
+
+def test_rows_that_do_not_fit_are_counted(server, run_import, tmp_path):
+    path = tmp_path / "odd.csv"
+    path.write_text("step,loss\n0,1\n1\n2,3,4\nx,5\n1.5,6\n4,7\n")
+    result = run_import(path, "--project", "odd")
+    assert server.contents("odd")["odd"]["series"]["loss"][0]["step"] == [0, 4]
+    assert left_out(result) == {"rows with another number of cells than the header": 2, "rows without a step": 2}
+
+
+def test_a_missing_column_is_named(run_import, tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("a,b\n1,2\n")
+    assert "has no column 'c'; its columns are a, b" in run_import(path, "--step", "c", status=1).output
+
+
+def test_a_damaged_parquet_file_is_reported(run_import, tmp_path):
+    path = tmp_path / "table.parquet"
+    frame().to_parquet(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    assert "not a readable Parquet file" in run_import(path, status=1).output
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl", "parquet"])
+def test_exported_runs_can_be_imported_again(server, run_import, tmp_path, format):
+    """An export has all points and distributions of a run, but not its configuration and media."""
+    rows = [{"step": step, "time": T0 + step, "loss": step / 7, "n": step} for step in range(50)]
+    path = tmp_path / "original.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run_import(path, "--project", f"original-{format}", "--name", "original")
+    (run,) = server.get("/api/v1/runs", project=f"original-{format}")["runs"]
+    target = tmp_path / f"export.{format}"
+    arguments = [
+        run["id"],
+        "--project",
+        f"original-{format}",
+        "--endpoint",
+        server.url,
+        "--format",
+        format,
+        "-o",
+        os.fspath(target),
+    ]
+    assert CliRunner().invoke(export, arguments).exit_code == 0
+    run_import(target, "--project", f"copy-{format}", "--name", "original")
+    copy, original = server.contents(f"copy-{format}")["original"], server.contents(f"original-{format}")["original"]
+    for name in ("loss", "n"):
+        for key in ("step", "time", "value"):
+            assert copy["series"][name][0].get(key) == original["series"][name][0].get(key)
+    assert copy["run"]["id"] == original["run"]["id"]
