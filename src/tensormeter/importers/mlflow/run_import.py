@@ -90,7 +90,7 @@ class RunImport:
                 self._points(block)
         except SourceError as error:
             self._tally.report(f"run {run.run_id}: cannot read all points; those read so far were imported: {error}")
-        ended = _nanoseconds(run.ended if run.ended is not None else self._latest)
+        ended = max(started, _nanoseconds(run.ended if run.ended is not None else self._latest))
         self._artifacts(ended)
         summary = {
             name.removeprefix(_SUMMARY): parse_text(text) for name, text in tags.items() if name.startswith(_SUMMARY)

@@ -74,7 +74,7 @@ class RunImport:
         self._texts.flush()
         ended = self._attributes.time("sys/modification_time")
         failed = self._attributes.values.get("sys/failed") is True
-        self._requests.finish("failed" if failed else "finished", ended or self._latest)
+        self._requests.finish("failed" if failed else "finished", max(self._started, ended or self._latest))
 
     def _start(self) -> None:
         attributes, name = self._attributes, self._attributes.text("sys/name")
