@@ -124,6 +124,18 @@ def test_a_run_without_a_readable_part_is_skipped(export, tmp_path):
         read_all(tmp_path / "exports")
 
 
+def test_columns_of_other_types_are_reported(tmp_path):
+    (path,) = write_run(tmp_path, "w/p", "r", [row("loss", "float_series", 1.0, 1, START)])
+    table = pa.parquet.read_table(path)
+    index = table.schema.get_field_index("step")
+    pa.parquet.write_table(table.set_column(index, "step", pa.array([1.5])), path)
+    with pytest.raises(SourceError, match="cannot be read, and was skipped"):
+        read_all(tmp_path)
+    faults = []
+    assert list(RunExport([path], tmp_path).batches(["step"], faults.append)) == []
+    assert "the column step has the type double" in faults[0]
+
+
 def test_steps_are_read_exactly():
     column = pa.array([None, "-0.000001", "999999999999.999999", "7"], pa.string()).cast(pa.decimal128(18, 6))
     steps, present = micro_steps(column[1:])

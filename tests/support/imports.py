@@ -59,7 +59,7 @@ def only_run(url: str, project: str, name: str) -> StoredRun:
 
 
 def exported_points(run: StoredRun, folder: Path) -> dict[str, list[tuple[int | None, int, str]]]:
-    """Points that `tensormeter export` writes: step, time and bits of the value, by metric."""
+    """Step, time and bits of the value of each point that `tensormeter export` writes, by metric."""
     path = folder / f"{run.id}.jsonl"
     export_run(run, path, "jsonl")
     points = defaultdict(list)

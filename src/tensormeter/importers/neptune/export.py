@@ -25,7 +25,17 @@ PARAMETER_TYPES: Final = ("float", "int", "string", "bool", "datetime", "string_
 
 _FIRST_PART: Final = "_part_0.parquet"
 _PART: Final = re.compile(r"_part_(\d{1,6})\.parquet")
-_COLUMNS: Final = frozenset({"project_id", "run_id", "attribute_path", "attribute_type", "step", "timestamp"})
+_TYPES: Final = {
+    "project_id": "string",
+    "run_id": "string",
+    "attribute_path": "string",
+    "attribute_type": "string",
+    "step": "decimal128(18, 6)",
+    "timestamp": "timestamp[ms, tz=UTC]",
+    "float_value": "double",
+}
+"""Arrow types of the columns that are read as arrays."""
+
 _ROWS: Final = 50_000
 _MICRO: Final = 1_000_000
 
@@ -53,7 +63,7 @@ class RunExport:
         for part in self.parts:
             try:
                 file = parquet.ParquetFile(part)
-                present = set(file.schema_arrow.names)
+                present = _check_types(file.schema_arrow)
                 yield from file.iter_batches(_ROWS, columns=[name for name in columns if name in present])
             except Exception as error:  # pyarrow raises many types for damaged files
                 on_fault(f"{part}: cannot read it, so its rows are missing: {error}")
@@ -90,12 +100,9 @@ def step_multiplier(runs: Sequence[RunExport]) -> int:
 
 def micro_steps(column: Any) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Return millionths of the steps in an Arrow column of decimals, and whether each row has a step."""
-    import pyarrow as pa
-
-    decimals = column.cast(pa.decimal128(18, 6))
-    first, rows = decimals.offset, len(decimals)
-    words = np.frombuffer(decimals.buffers()[1], np.int64).reshape(-1, 2)  # 18 digits fit into the lower of two words
-    present: NDArray[np.bool_] = decimals.is_valid().to_numpy(zero_copy_only=False)
+    first, rows = column.offset, len(column)
+    words = np.frombuffer(column.buffers()[1], np.int64).reshape(-1, 2)  # 18 digits fit into the lower of two words
+    present: NDArray[np.bool_] = column.is_valid().to_numpy(zero_copy_only=False)
     return np.where(present, words[first : first + rows, 0], 0), present
 
 
@@ -104,8 +111,20 @@ def milliseconds(column: Any) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     import pyarrow as pa
 
     present: NDArray[np.bool_] = column.is_valid().to_numpy(zero_copy_only=False)
-    times = column.cast(pa.timestamp("ms", "UTC"), safe=False).cast(pa.int64())
-    return times.fill_null(0).to_numpy(zero_copy_only=False), present
+    return column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False), present
+
+
+def _check_types(schema: Any) -> set[str]:
+    """Return the names of the columns in an Arrow schema.
+
+    Raises:
+        ValueError: A column has another type than neptune-exporter gives it.
+    """
+    for name, expected in _TYPES.items():
+        found = str(schema.field(name).type) if name in schema.names else "no column"
+        if found != expected:
+            raise ValueError(f"the column {name} has the type {found}, but neptune-exporter writes {expected}")
+    return set(schema.names)
 
 
 def _is_measured(paths: Any) -> NDArray[np.bool_]:
@@ -135,7 +154,7 @@ def _runs_of(project: Path, files: Path) -> list[RunExport]:
 
 def _is_of_exporter(path: Path) -> bool:
     try:
-        return set(_parquet().read_schema(path).names) >= _COLUMNS
+        return set(_parquet().read_schema(path).names) >= set(_TYPES)
     except SourceError:
         raise
     except Exception:  # pyarrow raises many types for damaged files

@@ -112,7 +112,7 @@ class RunImport:
         codes = paths.indices.to_numpy(zero_copy_only=False).astype(np.int64)
         steps, has_step = micro_steps(rows.column("step"))
         times, has_time = milliseconds(rows.column("timestamp"))
-        values = rows.column("float_value").cast("float64")
+        values = rows.column("float_value")
         numbers = np.array(values.to_numpy(zero_copy_only=False), np.float64)  # the exporter writes NaN as null
         kept = has_time & (times > 0) & (times < _LATEST)
         self._tally.leave_out("points without a time", int((~kept).sum()))

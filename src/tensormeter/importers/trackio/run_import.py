@@ -50,7 +50,7 @@ class RunImport:
         self._first = self._last = 0
 
     def send(self) -> None:
-        """Send the run. Unreadable parts are reported.
+        """Send the run. Rows that cannot be read are reported.
 
         Raises:
             TensormeterError: The requests could not be sent.
