@@ -1,7 +1,6 @@
 """Archives: what `tensormeter export --project` writes, and a server that `tensormeter import` fills from it."""
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -278,4 +277,21 @@ def test_examples_of_the_page_read_an_archive(
     output = capsys.readouterr().out
     assert "edited name" in output
     assert "nested.list" in output
-    assert f"one 60 digits.archive{os.sep}media" in output
+    assert "one 60.0 digits.archive/media" in output
+
+
+def test_both_stores_give_the_same_answers(
+    archive: Path, clickhouse: int, quiet: list[str], source: Server, folder: Path
+) -> None:
+    store = f"clickhouse://127.0.0.1:{clickhouse}/archive"
+    server = Server(folder / "clickhouse", "--store", store, *quiet)
+    try:
+        assert load(server, archive).faults == []
+        expected, answers = answers_of(source), answers_of(server)
+        assert answers.keys() == expected.keys()
+        for name, answer in expected.items():
+            assert answers[name] == answer, name
+        write(server, folder / "third")
+        assert tables_of(folder / "third") == tables_of(archive)
+    finally:
+        server.stop()

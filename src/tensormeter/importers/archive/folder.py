@@ -14,6 +14,7 @@ from tensormeter.archive.manifest import read_manifest
 from tensormeter.conventions.limits import MEDIA_BYTES
 from tensormeter.errors import TensormeterError
 from tensormeter.importers.registry import SourceError
+from tensormeter.settings import IDENTIFIER
 
 __all__ = ["ArchiveFolder"]
 
@@ -50,6 +51,8 @@ class ArchiveFolder:
             for row in table.to_pylist():
                 if not isinstance(row["file"], str) or not _FILE.fullmatch(row["file"]):
                     raise SourceError(f"{self.path / RUNS}: {row['file']!r} is not the name of a run's files")
+                if not isinstance(row["id"], str) or not IDENTIFIER.fullmatch(row["id"]) or not row["project"]:
+                    raise SourceError(f"{self.path / RUNS}: {row['id']!r} in {row['project']!r} is not a run")
                 yield row
 
     def size(self, file: str) -> int:

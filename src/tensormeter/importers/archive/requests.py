@@ -13,7 +13,7 @@ from tensormeter.importers.sender import Sender
 from tensormeter.otlp.batch import Batch, Event, Gauge, Series, Sum
 from tensormeter.otlp.encode import encode_events, encode_metrics
 
-__all__ = ["PointRequests", "RecordRequests"]
+__all__ = ["INVALID", "PointRequests", "RecordRequests"]
 
 _MOST_POINTS: Final = 50_000
 _MOST_SERIES: Final = 20_000
@@ -21,7 +21,7 @@ _MOST_BYTES: Final = 4 << 20
 _MOST_RECORDS: Final = 2_000
 _NO_RECORDED_VALUE: Final = DataPointFlags.DATA_POINT_FLAGS_NO_RECORDED_VALUE_MASK
 
-_INVALID: Final = (EncodingError, ValueError, TypeError, OverflowError, RecursionError)
+INVALID: Final = (EncodingError, ValueError, TypeError, OverflowError, RecursionError)
 """Errors of values that OTLP cannot represent."""
 
 Resources = Mapping[str, Mapping[str, Any]]
@@ -72,7 +72,7 @@ class PointRequests:
         ]
         try:
             return encode_metrics(batches)
-        except _INVALID as error:
+        except INVALID as error:
             names = sorted({series.name for _, series in entries})
             raise SourceError(f"points of {', '.join(names[:3])}: cannot send them ({error})") from None
 
@@ -122,7 +122,7 @@ class RecordRequests:
             resource = self._resources[self._process]
             try:
                 self._parts.append(encode_events(resource, waiting, derive_severity=False))
-            except _INVALID as error:
+            except INVALID as error:
                 if len(waiting) == 1:
                     name = waiting[0].name or "a log line"
                     self._report(f"{name} of process {self._process}: cannot send it ({error})")

@@ -1,6 +1,6 @@
 """Import of one run of an archive."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -25,7 +25,7 @@ from tensormeter.importers.archive.folder import ArchiveFolder
 from tensormeter.importers.archive.json_columns import parse_object
 from tensormeter.importers.archive.point_series import PointColumns
 from tensormeter.importers.archive.records import event_of, line_of
-from tensormeter.importers.archive.requests import PointRequests, RecordRequests
+from tensormeter.importers.archive.requests import INVALID, PointRequests, RecordRequests
 from tensormeter.importers.archive.series_rows import SeriesKey, Stretch, Variant, stretches_of
 from tensormeter.importers.archive.server_run import SentFields, ServerRun
 from tensormeter.importers.registry import ImportContext, SourceError
@@ -73,18 +73,20 @@ class RunImport:
         """
         self._read_processes()
         stored = None if self._server is None else self._server.points()
-        self._announce(is_new=stored is None)
+        if stored is None:
+            self._part(self._announce)
         self._part(self._send_events)
-        if self._server is not None and (stored is None or stored < self._row["points"]):
-            self._edit(self._server)
+        server = self._server
+        if server is not None and (stored is None or stored < (self._row["points"] or 0)):
+            self._part(lambda: self._edit(server))
         self._part(self._send_lines)
         known = self._known_metrics() if stored else frozenset()
         first = self._first_rows()
         self._part(lambda: self._send_first_rows(first, known))
         self._part(lambda: self._send_points(first, known))
         self._part(lambda: self._send_distributions(first, known))
-        if self._server is not None:
-            self._restore_losses(self._server)
+        if server is not None:
+            self._part(lambda: self._restore_losses(server))
         self._context.tally.runs += 1
 
     def _part(self, send: Callable[[], None]) -> None:
@@ -115,13 +117,10 @@ class RunImport:
         except SourceError as error:
             raise SourceError(f"run {self._row['id']}: {error}; the run cannot be imported without it") from None
 
-    def _announce(self, *, is_new: bool) -> None:
+    def _announce(self) -> None:
         """Create the processes in the order of the archive. Heartbeats are not stored."""
-        if not is_new:
-            return
         for resource in self._resources.values():
-            body = encode_events(resource, [Event(RUN_HEARTBEAT, self._row["started"], {})])
-            self._context.sender.send("logs", body, 1)
+            self._heartbeat(resource, {})
 
     def _send_events(self) -> None:
         requests = RecordRequests(self._context.sender, self._resources, self._report)
@@ -172,10 +171,13 @@ class RunImport:
         """Return the metrics whose points the server has already."""
         assert self._server is not None
         archived: dict[Variant, tuple[int, int | None, int | None]] = {}
-        for table in self._folder.tables("metrics", self._file):
-            for row in table.to_pylist():
-                key = (row["metric"], row["kind"], row["temporality"], row["monotonic"], row["unit"])
-                archived[key] = row["points"], row["last_time"], row["last_step"]
+        try:
+            for table in self._folder.tables("metrics", self._file):
+                for row in table.to_pylist():
+                    key = (row["metric"], row["kind"], row["temporality"], row["monotonic"], row["unit"])
+                    archived[key] = row["points"], row["last_time"], row["last_step"]
+        except SourceError:
+            return frozenset()  # reported when descriptions are read
         known = set()
         for metric in self._server.metrics():
             key = (metric["name"], metric["kind"], metric["temporality"], metric["monotonic"], metric["unit"])
@@ -199,35 +201,36 @@ class RunImport:
 
     def _send_first_rows(self, first: FirstRows, known: frozenset[Variant]) -> None:
         """Send the points with the lowest steps of resumed attempts, each with its step."""
+        requests = {}
         for process, steps in first.by_process(known).items():
-            requests = PointRequests(self._context.sender, self._resources)
+            requests[process] = PointRequests(self._context.sender, self._resources)
             times = np.array(sorted(steps), np.int64)
             values = np.array([steps[time] for time in times.tolist()], np.int64)
-            requests.add(process, Gauge(STEP_METRIC, times.view(np.uint64), values))
-            for stretch, columns in self._stretches("points"):
-                if (
-                    stretch.key.process == process
-                    and stretch.key.variant not in known
-                    and stretch.key.metric != STEP_METRIC
-                ):
-                    chosen = np.flatnonzero(first.mask(stretch))
-                    if len(chosen):
-                        for series in columns.series(stretch, chosen, self._description(stretch.key)):
-                            requests.add(process, series)
-            for stretch, rows in self._distributions():
-                if stretch.key.process == process and stretch.key.variant not in known:
-                    first_rows = [
-                        row for row, is_first in zip(rows(), first.mask(stretch).tolist(), strict=True) if is_first
-                    ]
-                    for distribution in distribution_series(stretch.key, first_rows, self._description(stretch.key)):
-                        requests.add(process, distribution)
-            requests.flush()
+            requests[process].add(process, Gauge(STEP_METRIC, times.view(np.uint64), values))
+        if not requests:
+            return
+        for stretch, columns in self._stretches(self._folder.tables("points", self._file)):
+            key = stretch.key
+            if key.process in requests and key.variant not in known and key.metric != STEP_METRIC:
+                chosen = np.flatnonzero(first.mask(stretch))
+                for series in columns.series(stretch, chosen, self._description(key)) if len(chosen) else ():
+                    requests[key.process].add(key.process, series)
+        for stretch, rows in self._distributions(self._folder.tables("distributions", self._file)):
+            key = stretch.key
+            if key.process in requests and key.variant not in known:
+                chosen_rows = [
+                    row for row, is_first in zip(rows(), first.mask(stretch).tolist(), strict=True) if is_first
+                ]
+                for distribution in distribution_series(key, chosen_rows, self._description(key)):
+                    requests[key.process].add(key.process, distribution)
+        for of_process in requests.values():
+            of_process.flush()
 
     def _send_points(self, first: FirstRows, known: frozenset[Variant]) -> None:
         """Send all other points. In the table, steps precede the points that they belong to."""
         requests = PointRequests(self._context.sender, self._resources)
         gaps: list[tuple[Stretch, Any]] = []
-        for stretch, columns in self._stretches("points"):
+        for stretch, columns in self._stretches(self._tables("points")):
             key = stretch.key
             if key.variant in known:
                 continue
@@ -248,7 +251,7 @@ class RunImport:
 
     def _send_distributions(self, first: FirstRows, known: frozenset[Variant]) -> None:
         requests = PointRequests(self._context.sender, self._resources)
-        for stretch, rows in self._distributions():
+        for stretch, rows in self._distributions(self._tables("distributions")):
             if stretch.key.variant in known:
                 continue
             rest = [row for row, is_first in zip(rows(), first.mask(stretch).tolist(), strict=True) if not is_first]
@@ -257,8 +260,8 @@ class RunImport:
             self._context.tally.points += len(stretch.time)
         requests.flush()
 
-    def _stretches(self, kind: Kind) -> Iterator[tuple[Stretch, PointColumns]]:
-        for table in self._tables(kind):
+    def _stretches(self, tables: Iterable[Any]) -> Iterator[tuple[Stretch, PointColumns]]:
+        for table in tables:
             columns = PointColumns(table)
             for stretch in stretches_of(table):
                 if stretch.key.process in self._resources:
@@ -266,8 +269,8 @@ class RunImport:
                 else:
                     self._report(f"points: left out those of the unknown process {stretch.key.process!r}")
 
-    def _distributions(self) -> Iterator[tuple[Stretch, Callable[[], list[dict[str, Any]]]]]:
-        for table in self._tables("distributions"):
+    def _distributions(self, tables: Iterable[Any]) -> Iterator[tuple[Stretch, Callable[[], list[dict[str, Any]]]]]:
+        for table in tables:
             for stretch in stretches_of(table):
                 if stretch.key.process in self._resources:
                     rows = stretch.rows
@@ -300,8 +303,14 @@ class RunImport:
             counts = {reason: n for reason, n in losses.items() if isinstance(n, int)}
             if any(n > present.get(reason, 0) for reason, n in counts.items()):
                 dropped = {reason: max(n, present.get(reason, 0)) for reason, n in {**present, **counts}.items()}
-                heartbeat = Event(RUN_HEARTBEAT, self._row["started"], {"dropped": dropped})
-                self._context.sender.send("logs", encode_events(self._resources[process], [heartbeat]), 1)
+                self._heartbeat(self._resources[process], {"dropped": dropped})
+
+    def _heartbeat(self, resource: Mapping[str, Any], body: Mapping[str, Any]) -> None:
+        try:
+            request = encode_events(resource, [Event(RUN_HEARTBEAT, self._row["started"] or 1, body)])
+        except INVALID as error:
+            raise SourceError(f"the resource of a process cannot be sent ({error})") from None
+        self._context.sender.send("logs", request, 1)
 
 
 _SLICE: Final = 50_000
