@@ -224,10 +224,7 @@ def test_damage_is_reported_and_the_rest_imported(
         assert (run["name"], run["state"], run["points"]) == ("edited name", "failed", 1)  # the distribution
         assert server.get("/api/v1/runs/fork", project=PROJECT)["points"] == 10
         load(server, archive)  # a complete copy
-        answers, expected = answers_of(server), answers_of(source)
-        assert [name for name in expected if answers[name] != expected[name]] == [
-            "all events"
-        ]  # one more, without media
+        assert answers_of(server) == answers_of(source)
     finally:
         server.stop()
 
@@ -250,18 +247,40 @@ def test_archives_that_cannot_be_read_are_refused(
         find_sources(str(tmp_path / "a"), "auto", Options())
 
 
+def replace_column(archive: Path, path: str, name: str, values: list[Any]) -> None:
+    """Replace a column of a table, and its checksum."""
+    table = pq.read_table(archive / path)
+    pq.write_table(table.set_column(table.schema.get_field_index(name), name, pa.array(values)), archive / path)
+    digest = hashlib.sha256((archive / path).read_bytes()).hexdigest()
+    sums = (archive / "SHA256SUMS").read_text().splitlines()
+    changed = [f"{digest}  {path}" if line.endswith(f"  {path}") else line for line in sums]
+    (archive / "SHA256SUMS").write_text("\n".join(changed) + "\n")
+
+
 def test_file_names_cannot_leave_the_archive(archive: Path, tmp_path: Path) -> None:
     copy = tmp_path / "a"
     shutil.copytree(archive, copy)
-    table = pq.read_table(copy / "runs.parquet")
-    files = pa.array([f"../{name}" for name in table["file"].to_pylist()])
-    pq.write_table(table.set_column(table.schema.get_field_index("file"), "file", files), copy / "runs.parquet")
-    sums = (copy / "SHA256SUMS").read_text().splitlines()
-    digest = hashlib.sha256((copy / "runs.parquet").read_bytes()).hexdigest()
-    changed = [f"{digest}  runs.parquet" if line.endswith("  runs.parquet") else line for line in sums]
-    (copy / "SHA256SUMS").write_text("\n".join(changed) + "\n")
+    files = pq.read_table(copy / "runs.parquet")["file"].to_pylist()
+    replace_column(copy, "runs.parquet", "file", [f"../{name}" for name in files])
     with pytest.raises(SourceError, match="is not the name of a run's files"):
         find_sources(str(copy), "auto", Options())
+
+
+def test_hostile_rows_are_reported_and_the_rest_imported(archive: Path, target: Server, tmp_path: Path) -> None:
+    copy = tmp_path / "a"
+    shutil.copytree(archive, copy)
+    bodies = pq.read_table(copy / "events/all.parquet")["body"].to_pylist()
+    replace_column(copy, "events/all.parquet", "body", ["[" * 100_000, "[" * 900 + "]" * 900, "{", *bodies[3:]])
+    processes = pq.read_table(copy / "logs/all.parquet")["process"].to_pylist()
+    replace_column(copy, "logs/all.parquet", "process", ["nobody's", *processes[1:]])
+    names = pq.read_table(copy / "points/fork.parquet")["kind"].to_pylist()
+    replace_column(copy, "points/fork.parquet", "kind", ["other", *names[1:]])
+    before = answers_of(target)
+    faults = load(target, copy).faults
+    assert [fault.partition(": ")[0] for fault in faults] == ["run all"] * 4 + ["run fork"], faults
+    assert "unknown process" in faults[3]
+    after = answers_of(target)
+    assert {name for name in before if after[name] != before[name]} <= {"all events"}
 
 
 def test_examples_of_the_page_read_an_archive(
@@ -287,10 +306,8 @@ def test_both_stores_give_the_same_answers(
     server = Server(folder / "clickhouse", "--store", store, *quiet)
     try:
         assert load(server, archive).faults == []
-        expected, answers = answers_of(source), answers_of(server)
-        assert answers.keys() == expected.keys()
-        for name, answer in expected.items():
-            assert answers[name] == answer, name
+        few = ("train/loss", "weights", "load")
+        assert answers_of(server, metrics=few) == answers_of(source, metrics=few)
         write(server, folder / "third")
         assert tables_of(folder / "third") == tables_of(archive)
     finally:

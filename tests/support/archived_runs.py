@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,19 +140,29 @@ def _send_foreign(server: Server) -> None:
     server.events(resource, record, bare)
 
 
-def answers_of(server: Server, project: str = PROJECT) -> dict[str, Any]:
-    """All that the API answers about a project's runs, without what is the server's own: arrival times and numbers."""
+def answers_of(server: Server, project: str = PROJECT, metrics: Collection[str] | None = None) -> dict[str, Any]:
+    """All that the API answers about a project's runs, without what is the server's own: arrival times and numbers.
+
+    Args:
+        server: Server to ask.
+        project: Project of the runs.
+        metrics: Names of the metrics whose points are read; by default, all.
+    """
     answers: dict[str, Any] = {}
     everything = {"project": project, "filter": "archived = true or archived = false", "sort": "id"}
     listed = server.get("/api/v1/runs", fields="config,summary", **everything)
     answers["runs"] = listed
     answers["fields"] = server.get("/api/v1/fields", project=project)
     for run in listed["runs"]:
-        answers |= {f"{run['id']} {name}": answer for name, answer in _answers_of_run(server, project, run["id"])}
+        answers |= {
+            f"{run['id']} {name}": answer for name, answer in _answers_of_run(server, project, run["id"], metrics)
+        }
     return json.loads(json.dumps(_normalized(answers)))
 
 
-def _answers_of_run(server: Server, project: str, run: str) -> Iterator[tuple[str, Any]]:
+def _answers_of_run(
+    server: Server, project: str, run: str, chosen: Collection[str] | None
+) -> Iterator[tuple[str, Any]]:
     def get(part: str, **query: object) -> Any:
         return server.get(f"/api/v1/runs/{run}{part}", project=project, **query)
 
@@ -162,6 +172,8 @@ def _answers_of_run(server: Server, project: str, run: str) -> Iterator[tuple[st
     yield "sections", get("/sections")
     yield "attempts", get("/attempts")
     for name in dict.fromkeys(metric["name"] for metric in metrics["metrics"]):
+        if chosen is not None and name not in chosen:
+            continue
         yield f"series {name}", get("/series", metric=name, x="time", attempt="all")
         yield f"line {name}", get("/series", metric=name)
         yield f"query {name}", server.query(run, project=project, metrics=[name], max_points=50, parents=True)
