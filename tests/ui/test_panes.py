@@ -177,7 +177,8 @@ def test_media_are_not_listed_again_as_events(tab: Any) -> None:
 def test_plotly_figures_are_drawn_and_saved(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00/media")
     lines, bars, cells, counts = (page.locator(f'.card[aria-label="figure{number}"]') for number in range(4))
-    expect(lines.locator("svg[role=img] path")).to_have_count(2)
+    expect(lines.locator("path.line")).to_have_count(2)
+    expect(lines.locator("path.dots")).to_have_count(1)
     expect(lines.locator(".keys")).to_have_text("trainvalidation")
     expect(lines).to_contain_text("Loss by epoch")
     expect(bars.locator("svg[role=img] rect")).to_have_count(8)

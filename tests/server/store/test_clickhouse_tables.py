@@ -173,7 +173,7 @@ def test_tables_of_older_versions_are_brought_up_to_date(clickhouse, make, versi
         assert {name for (name,) in tables} == {table.name for table in TABLES}
         assert connection.rows("SELECT count() FROM catalog FINAL") == [[2]]
         assert connection.rows("SELECT value FROM annotation FINAL WHERE field = 'schema'") == [["7"]]
-        assert connection.rows("SELECT record FROM event") == []
+        assert len(connection.rows("SELECT record FROM event")) == 1
     finally:
         connection.close()
 

@@ -15,7 +15,7 @@ export function showTip({ trace, xValue, yValue, value, note }: Hit, [xTitle, yT
   const row = (name: string, content: Value) => h("div", {}, h("span", { class: "note" }, `${name} `), h("span", { class: "value" }, shown(content)));
   fill(
     box,
-    h("div", {}, swatch, " ", trace.name),
+    value === undefined ? h("div", {}, swatch, " ", trace.name) : null,
     row(xTitle || "x", xValue),
     row(yTitle || "y", yValue),
     value === undefined ? null : row(trace.unit || "value", value),

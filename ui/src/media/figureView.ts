@@ -38,7 +38,7 @@ interface Box {
 
 /** The drawing of a figure and its legend. `words` receives remarks about what is not drawn. */
 export function figureView(figure: Figure, words: string[]): (Element | null)[] {
-  const traces = figure.traces.map((trace) => (trace.type === "histogram" ? binned(trace) : trace));
+  const traces = binned(figure.traces);
   if (isStacked(figure.layout)) stack(traces);
   let drawing = draw({ ...figure, traces }, WIDEST, words);
   let width = WIDEST;

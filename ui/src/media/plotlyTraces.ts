@@ -1,5 +1,6 @@
 // The traces of a Plotly figure: their values, and the bars of histograms and stacks.
 
+import * as format from "../base/format";
 import { type Value, least, most, niceStep } from "./plotlyAxis";
 
 export type Json = Record<string, unknown>;
@@ -123,23 +124,43 @@ export function stack(traces: Trace[]): void {
   }
 }
 
-/** The bars of a histogram. */
-export function binned(trace: Trace): Trace {
-  const source = (trace.x.length && !trace.y.length ? trace.x : trace.horizontal || !trace.x.length ? trace.y : trace.x).filter((value) => value !== null);
-  const numbers = source.map(Number).filter(Number.isFinite);
-  if (numbers.length < source.length) {
-    const counts = new Map<string, number>();
-    for (const value of source) counts.set(String(value), (counts.get(String(value)) ?? 0) + 1);
-    return { ...trace, type: "bar", x: [...counts.keys()], y: [...counts.values()], horizontal: false };
-  }
+export interface Bins {
+  /** The middles of the bins, or the categories. */
+  places: Value[];
+  labels: string[];
+  /** Counts in each bin for each column. */
+  counts: number[][];
+  isBinned: boolean;
+}
+
+/** Count values in bins that all columns share: of numbers about 30, of other values one for each. Null is not counted. */
+export function binsOf(columns: Column[], weights?: number[][]): Bins {
+  const values = columns.flat().filter((value) => value !== null);
+  const numbers = values.map(Number).filter(Number.isFinite);
+  const isBinned = numbers.length > 0 && numbers.length === values.length;
   const low = least(numbers);
-  const size = niceStep((most(numbers) - low) / BINS) || 1;
+  const size = niceStep((most(numbers) - low) / BINS || (Math.abs(low) || 1) / BINS);
   const start = Math.floor(low / size) * size;
-  const counts: number[] = [];
-  for (const value of numbers) {
-    const bin = Math.floor((value - start) / size);
-    counts[bin] = (counts[bin] ?? 0) + 1;
-  }
-  const filled = Array.from(counts, (count) => count ?? 0);
-  return { ...trace, type: "bar", isBinned: true, x: filled.map((_, bin) => Number((start + (bin + 0.5) * size).toPrecision(12))), y: filled, horizontal: false };
+  const names = new Map([...new Set(isBinned ? [] : values.map(String))].map((name, bin) => [name, bin]));
+  const edge = (bin: number) => Number((start + bin * size).toPrecision(12));
+  const binOf = (value: Value) => (isBinned ? Math.floor((Number(value) - start) / size) : (names.get(String(value)) ?? 0));
+  const bins = Array.from({ length: isBinned ? binOf(most(numbers)) + 1 : names.size }, (_, bin) => bin);
+  return {
+    places: isBinned ? bins.map((bin) => edge(bin + 0.5)) : [...names.keys()],
+    labels: isBinned ? bins.map((bin) => `${format.number(edge(bin))} to ${format.number(edge(bin + 1))}`) : [...names.keys()],
+    counts: columns.map((column, position) => {
+      const counts = bins.map(() => 0);
+      for (const [row, value] of column.entries()) if (value !== null) counts[binOf(value)] = (counts[binOf(value)] ?? 0) + (weights?.[position]?.[row] ?? 1);
+      return counts;
+    }),
+    isBinned,
+  };
+}
+
+/** Replace histograms by bars. */
+export function binned(traces: Trace[]): Trace[] {
+  const histograms = traces.filter(({ type }) => type === "histogram");
+  const columns = histograms.map(({ x, y, horizontal }) => (x.length && !y.length ? x : horizontal || !x.length ? y : x));
+  const { places, labels, counts, isBinned } = binsOf(columns);
+  return traces.map((trace) => (trace.type === "histogram" ? { ...trace, type: "bar", horizontal: false, x: places, y: counts[histograms.indexOf(trace)] ?? [], labels, isBinned } : trace));
 }

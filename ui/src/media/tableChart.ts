@@ -2,8 +2,8 @@
 
 import * as format from "../base/format";
 import type { Figure } from "./figureView";
-import { type Value, least, most, niceStep } from "./plotlyAxis";
-import { type Json, SERIES, type Trace, object } from "./plotlyTraces";
+import { type Value, least, most } from "./plotlyAxis";
+import { type Json, SERIES, type Trace, binsOf, object } from "./plotlyTraces";
 
 const NAMES = {
   line: "line chart",
@@ -16,7 +16,6 @@ const NAMES = {
 };
 const MAX_TRACES = 100;
 const MAX_CLASSES = 200;
-const BINS = 30;
 /** Numbers from which horizontal bars are easier to read. */
 const [MANY_BARS, LONG_NAME] = [12, 12];
 /** Ratio of the highest to the lowest value from which an axis may be logarithmic. */
@@ -141,30 +140,15 @@ function bars(chart: Chart, read: Read, words: string[]): Drawn {
 
 function histograms(chart: Chart, read: Read, words: string[]): Drawn {
   const xs = read(chart.x);
-  const weights = chart.y[0] === undefined ? null : read(chart.y[0]);
-  const weightOf = (row: number) => (weights ? Number(weights[row] ?? 0) || 0 : 1);
-  const numbers = xs.filter((x) => typeof x === "number");
-  const isNumber = numbers.length > 0 && isNumeric(xs);
-  const low = least(numbers);
-  const size = niceStep((most(numbers) - low) / BINS || (Math.abs(low) || 1) / BINS);
-  const start = Math.floor(low / size) * size;
-  const names = isNumber ? [] : [...new Set(xs.map((x) => String(x ?? "none")))];
-  const bins = isNumber ? Math.floor((most(numbers) - start) / size) + 1 : names.length;
-  const edge = (bin: number) => format.number(Number((start + bin * size).toPrecision(12)));
-  const labels = isNumber ? Array.from({ length: bins }, (_, bin) => `${edge(bin)} to ${edge(bin + 1)}`) : names;
-  const x: Value[] = isNumber ? Array.from({ length: bins }, (_, bin) => Number((start + (bin + 0.5) * size).toPrecision(12))) : names;
-  const index = new Map(names.map((name, position) => [name, position]));
-  const traces = groups(chart, read, xs.length, words).map(([series, rows], position) => {
-    const counts = x.map(() => 0);
-    for (const row of rows) {
-      const value = xs[row] ?? null;
-      if (isNumber && value === null) continue;
-      const bin = isNumber ? Math.floor((Number(value) - start) / size) : (index.get(String(value ?? "none")) ?? 0);
-      counts[bin] = (counts[bin] ?? 0) + weightOf(row);
-    }
-    return trace("bar", series || chart.x, position, { x, y: counts, labels, isBinned: isNumber });
-  });
-  return { traces, layout: { xaxis: axis(chart.x, isNumber ? {} : { type: "category" }), yaxis: axis(chart.y[0] ?? "count"), barmode: isNumber ? "overlay" : "" } };
+  const stated = chart.y[0] === undefined ? null : read(chart.y[0]);
+  const series = groups(chart, read, xs.length, words);
+  const columns = series.map(([, rows]) => rows.map((row) => xs[row] ?? null));
+  const weights = series.map(([, rows]) => rows.map((row) => (stated ? Number(stated[row] ?? 0) || 0 : 1)));
+  const { places, labels, counts, isBinned } = binsOf(columns, weights);
+  return {
+    traces: series.map(([name], index) => trace("bar", name || chart.x, index, { x: places, y: counts[index] ?? [], labels, isBinned })),
+    layout: { xaxis: axis(chart.x, isBinned ? {} : { type: "category" }), yaxis: axis(chart.y[0] ?? "count"), barmode: isBinned ? "overlay" : "" },
+  };
 }
 
 function confusion(chart: Chart, read: Read, words: string[]): Drawn {
