@@ -131,7 +131,7 @@ class RunRequests:
         identity = "\0".join((project, run_id, process, str(rank), str(attempt)))
         attributes, _ = mask_config(plain_document(resource or {}))
         self._resource = {
-            **{name: value for name, value in attributes.items() if isinstance(value, bool | int | float | str)},
+            **{name: value for name, value in attributes.items() if _is_attribute(value)},
             SERVICE_NAME: fit_label(project) or "imported",
             SERVICE_INSTANCE_ID: hashlib.sha256(identity.encode("utf-8", "replace")).hexdigest()[:32],
             PROCESS_KIND: "training",
@@ -442,6 +442,12 @@ def _identifier(run_id: str) -> str:
     readable = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in run_id).strip("-")
     digest = hashlib.sha256(run_id.encode("utf-8", "surrogatepass")).hexdigest()[:12]
     return f"{readable[:100]}-{digest}".lstrip("-")
+
+
+def _is_attribute(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(item, str) for item in value)
+    return isinstance(value, bool | int | float | str)
 
 
 def _size_of(value: Any) -> int:

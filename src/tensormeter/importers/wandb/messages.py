@@ -19,6 +19,7 @@ _MESSAGES: Final[dict[str, str]] = {
     "Output": "1 output_type int32, 2 timestamp Timestamp, 3 line string",
     "Stats": "2 timestamp Timestamp, 3 item Item*",
     "File": "1 path string",
+    "Files": "1 files File*",
     "ManifestEntry": "1 path string, 4 size int64",
     "Manifest": "4 contents ManifestEntry*",
     "Artifact": "4 type string, 5 name string, 6 digest string, 8 metadata string, 11 aliases string*, 12 manifest Manifest",
@@ -32,7 +33,7 @@ _MESSAGES: Final[dict[str, str]] = {
     "Exit": "1 exit_code int32, 2 runtime int32",
     "Environment": "1 os string, 2 python string, 5 args string*, 6 program string, 9 git Git, 11 root string, "
     "12 host string, 14 executable string, 18 gpu_type string, 25 cuda_version string",
-    "Record": "1 num int64, 2 history History, 3 summary Summary, 4 output Output, 5 config Summary, 7 stats Stats, "
+    "Record": "1 num int64, 2 history History, 3 summary Summary, 4 output Output, 5 config Summary, 6 files Files, 7 stats Stats, "
     "8 artifact Artifact, 10 alert Alert, 12 metric Metric, 13 output_raw Output, 17 run Run, 18 exit Exit, "
     "23 preempting File, 26 environment Environment",
     "HistoryRow": "1 item Item*, 2 step Step",

@@ -11,11 +11,12 @@ from typing import Any, Final
 from google.protobuf.message import DecodeError
 
 from tensormeter.conventions.nesting import flatten
-from tensormeter.conventions.semconv import ARTIFACT_EVENT, MEDIA_KEY, RUN_CONFIG, STEP_METRIC
+from tensormeter.conventions.semconv import ARTIFACT_EVENT, GPU_MODELS, MEDIA_KEY, RUN_CONFIG, STEP_METRIC
 from tensormeter.importers.plain_values import plain_document
 from tensormeter.importers.point_block import PointBlock
 from tensormeter.importers.registry import ImportContext, SourceError
 from tensormeter.importers.run_requests import RunRequests, RunState
+from tensormeter.importers.safe_files import read_inside
 from tensormeter.importers.tally import Tally
 from tensormeter.importers.wandb.charts import charts_of
 from tensormeter.importers.wandb.history import History, nested_document
@@ -32,9 +33,12 @@ __all__ = ["WandbRun"]
 _HISTORY, _OUTPUT, _STATS, _OUTPUT_RAW, _ARTIFACT, _ALERT = 2, 4, 7, 13, 8, 10
 _BULK: Final = frozenset({_HISTORY, _OUTPUT, _STATS, _OUTPUT_RAW, _ARTIFACT, _ALERT})
 """Kinds of records that only the second pass reads."""
-_DESCRIPTIONS: Final = frozenset({3, 5, 12, 17, 18, 23, 26})
+_DESCRIPTIONS: Final = frozenset({3, 5, 6, 12, 17, 18, 23, 26})
+_READ_FILES: Final = ("media/", "config.yaml", "output.log", "wandb-metadata.json", "wandb-summary.json")
+"""Beginnings of the paths of files whose contents are kept."""
 _SECONDS: Final = 1_000_000_000
 _MOST_FILES: Final = 10_000
+_LARGEST_METADATA: Final = 1 << 20
 
 
 @dataclass
@@ -53,6 +57,7 @@ class _Description:
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     definitions: list[dict[str, str]] = field(default_factory=list)
+    other_files: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ class WandbRun:
             job_type=run.job_type,
             tags=list(run.tags),
             notes=run.notes,
-            resource=_resource(run, description.environment),
+            resource=_resource(run, description.environment or self._metadata()),
             attempt=self.attempt,
         )
         media = RunMedia(requests, tally, self.path.parent / "files", charts_of(description.config))
@@ -116,6 +121,7 @@ class WandbRun:
             self._read_output(requests, history.last_time)
         ended = max(reader.last_time, started)
         self._summarize(requests, description, history.names, ended)
+        tally.leave_out("files of W&B runs, such as requirements and code", len(description.other_files))
         state, message = _end_of(description)
         requests.finish(state, ended, message)
 
@@ -134,6 +140,26 @@ class WandbRun:
                 continue
             _note(description, kind, record, tally)
         return description
+
+    def _metadata(self) -> Any:
+        """Return the environment from `wandb-metadata.json`, which older versions of wandb write, or None."""
+        try:
+            document = parse_document(read_inside(self.path.parent / "files", "wandb-metadata.json", _LARGEST_METADATA))
+        except ValueError:
+            return None
+        if not isinstance(document, Mapping):
+            return None
+        environment = Record().environment
+        for name in ("os", "python", "program", "root", "host", "executable"):
+            if isinstance(text := document.get(name), str):
+                setattr(environment, name, text)
+        if isinstance(arguments := document.get("args"), list):
+            environment.args.extend(text for text in arguments if isinstance(text, str))
+        git = document.get("git")
+        if isinstance(git, Mapping):
+            environment.git.remote_url = str(git.get("remote") or "")
+            environment.git.commit = str(git.get("commit") or "")
+        return environment
 
     def _read_output(self, requests: RunRequests, time: int) -> None:
         """Send the lines of `output.log`, which have no times, if the file contains no output."""
@@ -269,6 +295,10 @@ def _note(description: _Description, kind: int, record: Any, tally: Tally) -> No
         case 3:
             nested_document(record.summary.update, description.summary, tally, "summary values that are not JSON")
             _remove(record.summary.remove, description.summary)
+        case 6:
+            for file in record.files.files:
+                if not file.path.startswith(_READ_FILES) and len(description.other_files) < _MOST_FILES:
+                    description.other_files.add(file.path)
         case 12:
             _define(description, record.metric)
         case 18:
@@ -326,7 +356,7 @@ def _resource(run: Any, environment: Any) -> dict[str, Any]:
             "process.runtime.version": environment.python.rpartition(" ")[2],
             "process.executable.path": environment.executable,
             "process.working_directory": environment.root,
-            "tensormeter.gpu.models": environment.gpu_type,
+            GPU_MODELS: [environment.gpu_type] if environment.gpu_type else [],
             "vcs.repository.url.full": run.git.remote_url or environment.git.remote_url,
             "vcs.ref.head.revision": run.git.commit or environment.git.commit,
         }
