@@ -20,12 +20,12 @@ __all__ = ["KINDS", "ImportContext", "Options", "RunSource", "ServerApi", "Sourc
 
 KINDS: Final = {
     "archive": "tensormeter.importers.archive",
+    "mlflow": "tensormeter.importers.mlflow",
+    "trackio": "tensormeter.importers.trackio",
+    "neptune": "tensormeter.importers.neptune",
     "wandb": "tensormeter.importers.wandb",
     "tensorboard": "tensormeter.importers.tensorboard",
     "otlp-jsonl": "tensormeter.importers.otlp_lines",
-    "mlflow": "tensormeter.importers.mlflow",
-    "neptune": "tensormeter.importers.neptune",
-    "trackio": "tensormeter.importers.trackio",
     "table": "tensormeter.importers.table",
 }
 """Modules by kind, in the order in which they are asked about an address of unknown kind."""
