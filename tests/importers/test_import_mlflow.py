@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.imports import exported_points, import_all, only_run, read_all, stored_counts
+from support.imported_runs import exported_points, import_all, only_run, read_all, stored_counts
 from support.processes import clean_environment, run_python
 from support.servers import Server
 from tensormeter.importers.mlflow.local_artifacts import local_folder

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import urllib3
 
-from support.imports import exported_points, import_all, only_run, read_all
+from support.imported_runs import exported_points, import_all, only_run, read_all
 from support.ports import reserve_port
 from support.processes import clean_environment
 from support.servers import Server

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from neptune_sample import PROJECT_2, PROJECT_3, SCHEMA, START, folder_name, make_export, row, write_run
 
-from support.imports import bits, exported_points, import_all, only_run, read_all, stored_counts
+from support.imported_runs import bits, exported_points, import_all, only_run, read_all, stored_counts
 from support.servers import Server
 from tensormeter.importers.neptune.export import RunExport, find_runs, micro_steps, step_multiplier
 from tensormeter.importers.registry import SourceError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.imports import bits, exported_points, import_all, only_run, read_all, stored_counts
+from support.imported_runs import bits, exported_points, import_all, only_run, read_all, stored_counts
 from support.processes import clean_environment, run_python
 from support.servers import Server
 

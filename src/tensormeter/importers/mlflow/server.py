@@ -31,6 +31,8 @@ _CHUNK: Final = 1 << 20
 _REQUESTS: Final = 4
 """Number of metrics that are requested at once."""
 _DEEPEST: Final = 32
+_MOST_FOLDERS: Final = 10_000
+"""Maximum number of folders of a run that are listed."""
 
 _Json = dict[str, Any]
 
@@ -83,13 +85,13 @@ class ServerStore:
             if not first:
                 return
             name, future = first.popleft()
-            page = future.result()
+            page, token = future.result(), ""
             while True:
                 yield self._block(name, page.get("metrics") or [])
-                token = page.get("next_page_token")
-                if not token:
+                token, previous = str(page.get("next_page_token") or ""), token
+                if not token or token == previous:  # a server that ignores tokens would repeat its page for ever
                     break
-                page = self._history(run.run_id, name, str(token))
+                page = self._history(run.run_id, name, token)
 
     def artifacts(self, run: TrackedRun) -> "ServerArtifacts":
         return ServerArtifacts(self, run)
@@ -217,8 +219,9 @@ class ServerArtifacts:
         self.uri = run.artifact_uri
 
     def files(self, at_most: int) -> Iterator[FileEntry]:
-        folders, count = deque([""]), 0
-        while folders and count < at_most:
+        folders, count, listings = deque([""]), 0, 0
+        while folders and count < at_most and listings < _MOST_FOLDERS:
+            listings += 1
             for entry in self._listing(folders.popleft()):
                 path = entry.get("path")
                 if not isinstance(path, str):
