@@ -109,9 +109,11 @@ class ConfinedFolder:
         """
         place = self.locate(path)
         try:
-            with open(os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise SourceError(f"{path[:200]!r} is not a regular file")
+            descriptor = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                os.close(descriptor)
+                raise SourceError(f"{path[:200]!r} is not a regular file")
+            with open(descriptor, "rb") as file:
                 data = file.read(limit + 1)
         except OSError as error:
             raise SourceError(f"cannot read {path[:200]!r}: {error.strerror or error}") from None
