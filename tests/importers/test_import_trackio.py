@@ -114,6 +114,22 @@ def test_alerts_and_artifacts_of_databases_are_kept(folder, url):
     assert (artifact.key, artifact.type, artifact.files, artifact.aliases) == ("weights", "model", 1, ["v0", "latest"])
 
 
+def test_missing_numbers_of_tables_are_numbers_and_texts_stay_texts(folder, url, tmp_path):
+    path = tmp_path / "cells.db"
+    shutil.copy(folder / "myproject.db", path)
+    rows = [{"a": 1, "b": "NaN", "c": [1, 2]}, {"a": "NaN", "b": "x", "c": None}, {"a": "-Infinity"}]
+    table = json.dumps({"table": {"_type": "trackio.table", "_value": rows}})
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE metrics SET metrics = ? WHERE step = 7", (table,))
+    import_all(url, path, project="cells")
+    (found,) = only_run(url, "cells", "first").tables()
+    assert found.columns == ["a", "b", "c"]
+    assert found.rows == [[1, "NaN", "[1, 2]"], ["NaN", "x", None], ["-Infinity", None, None]]
+    frame = found.to_pandas()
+    assert frame["a"].tolist()[2] == -math.inf
+    assert frame["b"].tolist()[0] == "NaN"
+
+
 def test_a_database_is_preferred_to_the_parquet_files_that_were_made_of_it(folder):
     assert read_all(folder).runs == 2
 
