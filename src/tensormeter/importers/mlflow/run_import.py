@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from tensormeter.conventions.semconv import RUN_CODE
+from tensormeter.conventions.semconv import RUN_CODE, RUN_ID
 from tensormeter.importers.artifact_records import artifact_record
 from tensormeter.importers.coded_points import add_coded_points
 from tensormeter.importers.mlflow.artifacts import ArtifactImport
@@ -30,7 +30,7 @@ _SCRIPT: Final = "mlflow.source.name"
 _USER: Final = "mlflow.user"
 
 # Tags of tensormeter's destination `mlflow`.
-_DESTINATION: Final = "tensormeter.run.id"
+_DESTINATION: Final = RUN_ID
 _GROUP: Final = "tensormeter.group"
 _SUMMARY: Final = "tensormeter.summary."
 _CONFIG: Final = "tensormeter.config."
