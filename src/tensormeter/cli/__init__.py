@@ -18,10 +18,7 @@ _COMMANDS: Final = {
     "logs": ("tensormeter.cli.logs", "Print the log of a run: console output and log records."),
     "diff": ("tensormeter.cli.diff", "Compare the configuration, packages and code of two runs."),
     "export": ("tensormeter.cli.export", "Write the points of a run to a file, or projects to an archive."),
-    "import": (
-        "tensormeter.cli.import_",
-        "Import runs of other trackers, archives, and files in the OTLP file format.",
-    ),
+    "import": ("tensormeter.cli.import_", "Import runs of other trackers, archives, and OTLP files."),
     "doctor": ("tensormeter.cli.doctor", "Check whether this machine can record and deliver runs."),
     "sync": ("tensormeter.cli.sync", "Deliver data from earlier runs on this machine."),
     "spool": ("tensormeter.cli.spool", "Show, retry or delete undelivered data on this machine."),
