@@ -91,12 +91,15 @@ function draw({ name, traces, layout, isSquare }: Figure, width: number, words: 
     marks.push(title);
   }
   const hits: Hit[] = [];
+  const tally: [number, number] = [0, 0];
   const share = isStacked(layout) || layout.barmode === "overlay" ? 1 : bars.length;
   for (const trace of traces) {
     if (trace.type === "heatmap") marks.push(...cells(trace, px, py, columns, rows, box, words, hits));
     else if (trace.type === "bar") marks.push(...barsOf(trace, share === 1 ? 0 : bars.indexOf(trace), share, px, py, box, words, hits));
-    else marks.push(...lineOf(trace, Math.ceil(MAX_POINTS / traces.length), px, py, words, hits));
+    else marks.push(...lineOf(trace, Math.ceil(MAX_POINTS / traces.length), px, py, tally, hits));
   }
+  const [drawn, all] = tally;
+  if (drawn < all) words.push(`${format.count(drawn)} of ${format.count(all)} points are drawn, with the highest and lowest ones`);
   const ring = svg("circle", { r: 5, class: "ring", visibility: "hidden" });
   const drawing = svg("svg", { viewBox: `0 0 ${width} ${total.toFixed(0)}`, role: "img", "aria-label": alternative(name, traces, xTitle, yTitle) }, ...marks, ring);
   const onMove = (event: Event) => point(event as PointerEvent, drawing, ring, hits, width, [xTitle, yTitle]);

@@ -33,10 +33,11 @@ export interface Hit {
 /** Maps a value to a coordinate. */
 type Position = (value: Value) => number;
 
-/** The line and points of a trace, of which about `limit` are drawn. */
-export function lineOf(trace: Trace, limit: number, px: Position, py: Position, words: string[], hits: Hit[]): SVGElement[] {
+/** The line and points of a trace, of which about `limit` are drawn. `tally` counts the drawn points and all points. */
+export function lineOf(trace: Trace, limit: number, px: Position, py: Position, tally: [number, number], hits: Hit[]): SVGElement[] {
   const places = sampled(trace, limit);
-  if (places.length < trace.y.length) note(words, `${format.count(places.length)} of ${format.count(trace.y.length)} points are drawn, with the highest and lowest ones`);
+  tally[0] += places.length;
+  tally[1] += trace.y.length;
   let [line, dots] = ["", ""];
   let isDown = false;
   for (const index of places) {

@@ -44,7 +44,10 @@ export function readChart(body: Json): Chart | null {
 export function chartFigure(chart: Chart, body: Json, words: string[]): Figure {
   const rows = (Array.isArray(body.rows) ? body.rows : []).filter(Array.isArray) as unknown[][];
   const columns = columnsOf(body);
-  const column = (name: string): Value[] => rows.map((row) => valueOf(row[columns.indexOf(name)]));
+  const column = (name: string): Value[] => {
+    const position = columns.indexOf(name);
+    return rows.map((row) => valueOf(row[position]));
+  };
   const kinds = { line: lines, scatter: lines, bar: bars, histogram: histograms, confusion_matrix: confusion, pr_curve: curves, roc_curve: curves };
   const figure = kinds[chart.kind](chart, column, words);
   return { ...figure, name: NAMES[chart.kind] };
@@ -78,8 +81,13 @@ function groups({ series }: Chart, read: Read, rows: number, words: string[]): [
     if (known) known.push(index);
     else byName.set(name, [index]);
   }
-  if (byName.size > MAX_TRACES) words.push(`The first ${MAX_TRACES} of ${format.count(byName.size)} series are drawn`);
-  return [...byName].slice(0, MAX_TRACES);
+  return limited([...byName], MAX_TRACES, "series", words);
+}
+
+/** The first items, with a remark if there are more. */
+function limited<T>(items: T[], limit: number, noun: string, words: string[]): T[] {
+  if (items.length > limit) words.push(`The first ${limit} of ${format.count(items.length)} ${noun} are drawn`);
+  return items.slice(0, limit);
 }
 
 /** The name of a line or bar: the value of its series, its column, or both. */
@@ -108,7 +116,7 @@ function lines(chart: Chart, read: Read, words: string[]): Drawn {
   });
   const isLine = chart.kind === "line";
   return {
-    traces: traces.slice(0, MAX_TRACES).map(([name, x, y], index) => trace("scatter", name, index, { x, y, lines: isLine, markers: !isLine || x.length <= 30 })),
+    traces: limited(traces, MAX_TRACES, "lines", words).map(([name, x, y], index) => trace("scatter", name, index, { x, y, lines: isLine, markers: !isLine || x.length <= 30 })),
     layout: { xaxis: axis(chart.x, scaleOf(xs)), yaxis: axis(titleOf(chart), scaleOf(ys.flat())) },
   };
 }
@@ -133,7 +141,7 @@ function bars(chart: Chart, read: Read, words: string[]): Drawn {
   const horizontal = !isNumber && (names.length > MANY_BARS || names.some(({ length }) => length > LONG_NAME));
   const [category, length] = [axis(chart.x, { type: "category", autorange: horizontal ? "reversed" : "" }), axis(titleOf(chart))];
   return {
-    traces: traces.slice(0, MAX_TRACES).map(([name, values], index) => trace("bar", name, index, horizontal ? { x: values, y: names, horizontal } : { x: names, y: values })),
+    traces: limited(traces, MAX_TRACES, "series", words).map(([name, values], index) => trace("bar", name, index, horizontal ? { x: values, y: names, horizontal } : { x: names, y: values })),
     layout: horizontal ? { xaxis: length, yaxis: category } : { xaxis: category, yaxis: length },
   };
 }
@@ -156,8 +164,7 @@ function confusion(chart: Chart, read: Read, words: string[]): Drawn {
   const samples = chart.series === null ? null : read(chart.series);
   const values = [...new Set([...actual, ...predicted])].filter((value) => value !== null);
   if (isNumeric(values)) values.sort((a, b) => Number(a) - Number(b));
-  if (values.length > MAX_CLASSES) words.push(`The first ${MAX_CLASSES} of ${format.count(values.length)} classes are drawn`);
-  const classes = values.slice(0, MAX_CLASSES);
+  const classes = limited(values, MAX_CLASSES, "classes", words);
   const index = new Map(classes.map((value, position) => [value, position]));
   const counts = classes.map(() => classes.map(() => 0));
   for (const [row, value] of actual.entries()) {
