@@ -28,7 +28,7 @@ from tensormeter.archive.manifest import Manifest, is_archive
 from tensormeter.client.archive.json_text import json_text
 from tensormeter.client.archive.run_tables import RunExport
 from tensormeter.client.archive.table_file import TableFile
-from tensormeter.client.connection import Connection
+from tensormeter.client.connection import ApiError, Connection
 from tensormeter.disk.fsync import fsync_folder
 from tensormeter.disk.locks import wait_for_lock
 from tensormeter.errors import TensormeterError, UsageError
@@ -36,6 +36,7 @@ from tensormeter.errors import TensormeterError, UsageError
 __all__ = ["ExportProgress", "ExportSummary", "export_archive"]
 
 _PAGE: Final = 1000
+_GONE: Final = 404
 _ALL: Final = "archived = true or archived = false"
 _OPEN: Final = ("running", "stalled")
 _VOLATILE: Final = ("lag", "state")
@@ -121,7 +122,12 @@ def export_archive(
             entry = finished.get(_key(document))
             if entry is None or entry.row["file"] != name:
                 progress.run("/".join(_key(document)))
-                entry = _export_run(connection, document, partial, name, progress)
+                try:
+                    entry = _export_run(connection, document, partial, name, progress)
+                except ApiError as error:
+                    if error.status != _GONE:
+                        raise
+                    continue  # the run was deleted meanwhile
                 _append(file, dataclasses.asdict(entry))
             else:
                 progress.points(document["points"])

@@ -80,16 +80,24 @@ class RunExport:
             TensormeterError: The server does not respond or returns an error.
             OSError: A file cannot be written.
         """
-        details = self._connection.get("runs", self._run.id, project=self._run.project, fields="config")
-        self._write_processes(details["processes"])
+        details = self._details()
+        for process in details["processes"]:
+            rank = process["rank"]
+            self._ranks[process["id"]] = rank if type(rank) is int else None
+            self._attempts[process["id"]] = process["attempt"]
         self._write_events()  # before points, so that the configuration of a run in progress is not newer than its points
         self._write_metrics()
         self._write_lines()
+        # Processes may have joined a run in progress meanwhile.
+        self._write_processes((self._details() if self._is_open else details)["processes"])
         return details
 
     def paths(self) -> list[str]:
         """Return the paths of the tables that were written, relative to the archive."""
         return [table_path(kind, self._file) for kind, rows in self.rows.items() if rows]
+
+    def _details(self) -> dict[str, Any]:
+        return self._connection.get("runs", self._run.id, project=self._run.project, fields="config")
 
     def _table(self, kind: Kind) -> TableFile:
         return TableFile(self._folder / table_path(kind, self._file), kind)
@@ -98,11 +106,9 @@ class RunExport:
         with self._table("processes") as table:
             for process in processes:
                 rank, host = process["rank"], process["host"]
-                self._ranks[process["id"]] = rank if type(rank) is int else None
-                self._attempts[process["id"]] = process["attempt"]
                 row = self._about | {
                     "process": process["id"],
-                    "rank": self._ranks[process["id"]],
+                    "rank": rank if type(rank) is int else None,
                     "attempt": process["attempt"],
                     "host": host if isinstance(host, str) else None,
                     "state": process["state"],
@@ -113,19 +119,18 @@ class RunExport:
         self.rows["processes"] = table.rows
 
     def _write_events(self) -> None:
-        pages = read_events(self._connection, self._key)
         spooled = TableFile(self._folder / f".{self._file}.events", "events")
-        try:
-            with spooled:
-                for page in pages:
+        with spooled:
+            try:
+                for page in read_events(self._connection, self._key):
                     for row, body in page:
                         self._download(body)
                         spooled.add(self._record(row), len(row["body"]))
-            with self._table("events") as table:
-                write_reversed(spooled, table)
-        except ApiError as error:
-            self._note_damage("events", error)
-        self.rows["events"] = spooled.rows
+            except ApiError as error:
+                self._note_damage("events", error)
+        with self._table("events") as table:
+            write_reversed(spooled, table)
+        self.rows["events"] = table.rows
 
     def _write_lines(self) -> None:
         def note(lines: int) -> None:
