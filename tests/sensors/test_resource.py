@@ -144,6 +144,7 @@ def test_a_node_is_the_same_for_all_its_processes(monkeypatch):
             {"TENSORMETER_RANK": "1", "TENSORMETER_WORLD_SIZE": "2", "SLURM_PROCID": "3", "SLURM_NTASKS": "4"},
             {"tensormeter.rank": 1, "tensormeter.world_size": 2},
         ),
+        ({"TENSORMETER_RANK": "0", "RANK": "1"}, {"tensormeter.rank": 1}),
         ({"RANK": "first", "WORLD_SIZE": ""}, {}),
         ({"RANK": "first", "SLURM_PROCID": "2"}, {"tensormeter.rank": 2}),
         ({"RANK": "9" * 5000, "LOCAL_RANK": "-1", "WORLD_SIZE": "9" * 12, "LOCAL_WORLD_SIZE": "²"}, {}),

@@ -11,26 +11,26 @@ from tensormeter.environment.variables import read_count
 __all__ = ["describe_cluster", "describe_launch", "describe_rank"]
 
 _RANK: Final = {
-    RANK: ("TENSORMETER_RANK", "RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"),
+    RANK: ("RANK", "TENSORMETER_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"),
     LOCAL_RANK: (
-        "TENSORMETER_LOCAL_RANK",
         "LOCAL_RANK",
+        "TENSORMETER_LOCAL_RANK",
         "OMPI_COMM_WORLD_LOCAL_RANK",
         "MPI_LOCALRANKID",
         "SLURM_LOCALID",
     ),
-    WORLD_SIZE: ("TENSORMETER_WORLD_SIZE", "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"),
+    WORLD_SIZE: ("WORLD_SIZE", "TENSORMETER_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"),
     LOCAL_WORLD_SIZE: (
-        "TENSORMETER_LOCAL_WORLD_SIZE",
         "LOCAL_WORLD_SIZE",
+        "TENSORMETER_LOCAL_WORLD_SIZE",
         "OMPI_COMM_WORLD_LOCAL_SIZE",
         "MPI_LOCALNRANKS",
     ),
 }
 """Variables of torchrun (and torch.distributed), Open MPI, MPICH and Slurm. The first valid value is used.
 
-Our own come first, for processes that inherit the variables of the launcher that started their parent, such as Ray workers in a
-Slurm job.
+Ours are for processes that inherit the variables of the launcher that started their parent, such as Ray workers in a Slurm job.
+torchrun, which such a process may start, takes precedence.
 """
 
 _LONGEST_TEXT: Final = 1024
