@@ -8,6 +8,7 @@ import pytest
 
 import tensormeter
 from tensormeter import Settings
+from tensormeter.session import open_runs
 
 
 @pytest.fixture(autouse=True)
@@ -61,3 +62,26 @@ def test_notebooks_keep_the_other_runs_of_a_sweep(notebook):
     assert not any(run.finished for run in trials)
     for run in (*trials, last):
         run.finish()
+
+
+def test_runs_share_the_time_for_delivery_after_sigterm(monkeypatch):
+    now = [100.0]
+    timeouts = []
+
+    def end(_outcome: object, timeout: float) -> None:
+        timeouts.append(timeout)
+        now[0] += 6
+
+    monkeypatch.setattr(open_runs, "time", SimpleNamespace(monotonic=lambda: now[0], time_ns=lambda: 5))
+    trials = [
+        SimpleNamespace(
+            _sigterm_word=[0], _end=end, settings=SimpleNamespace(sigterm_timeout=10.0, finish_timeout=60.0)
+        )
+        for _ in range(3)
+    ]
+    monkeypatch.setattr(open_runs, "all_open", lambda: trials)
+    open_runs._on_sigterm(process_ends=False)
+    assert timeouts == []
+    open_runs._on_sigterm(process_ends=True)
+    assert timeouts == [10.0, 4.0, 0.0]
+    assert [trial._sigterm_word for trial in trials] == [[5]] * 3

@@ -101,12 +101,17 @@ def _finish(runs: list["Run"]) -> None:
 
 
 def _on_sigterm(process_ends: bool) -> None:
-    """Record the SIGTERM. If the process is about to end, also finish all runs; otherwise the script continues."""
-    for run in reversed(all_open()):
-        if run._sigterm_word is not None:
-            run._sigterm_word[0] = time.time_ns()
-            if process_ends:
-                run._end(exit_hooks.outcome(), min(run.settings.sigterm_timeout, run.settings.finish_timeout))
+    """Record the SIGTERM. If the process is about to end, also finish all runs; otherwise the script continues.
+
+    The runs share the time that each may wait for delivery, because the process may have many.
+    """
+    start = time.monotonic()
+    runs = [run for run in reversed(all_open()) if run._sigterm_word is not None]
+    for run in runs:
+        run._sigterm_word[0] = time.time_ns()  # type: ignore[index]
+    for run in runs if process_ends else ():
+        timeout = min(run.settings.sigterm_timeout, run.settings.finish_timeout)
+        run._end(exit_hooks.outcome(), max(0.0, timeout - (time.monotonic() - start)))
 
 
 def _after_fork() -> None:
