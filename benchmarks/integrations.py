@@ -1,8 +1,8 @@
 """Effect of loggers on a step of Lightning's and Transformers' Trainers, on one CPU thread.
 
 Each contender trains in a separate process, so that its threads and helper processes slow only its own steps. All
-processes are started first and then take short turns, one at a time, in an order that changes each round. Each round gives
-one ratio to training without a logger; the result is the median of the ratios. Each step logs the loss: Lightning's as a
+processes are started first and then take short turns, one at a time. Each turn of a contender follows a turn without a
+logger, and the two medians give a ratio. The result is the median of the ratios from all rounds. Each step logs the loss: Lightning's as a
 value of `self.log`, Transformers' with `logging_steps=1`, which adds the gradient norm, the learning rate and the epoch.
 
 The last column is the training thread's processor time in each step beyond that of training without a logger.
@@ -205,8 +205,6 @@ def serve_turns(framework: str, contender: str) -> None:
     answers, sys.stdout = sys.stdout, io.StringIO()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # only for this thread
     taken: list[int] = []
     left, start, running = 0, 0, 0
 
@@ -271,32 +269,33 @@ def measure(framework: str) -> None:
         except (OSError, ValueError):
             print(f"skipping {contender}: it does not start on this machine", file=sys.stderr)
             trainer.end()
-    medians: dict[str, list[float]] = {name: [] for name in trainers}
-    processor: dict[str, list[float]] = {name: [] for name in trainers}
     taken: dict[str, list[np.ndarray]] = {name: [] for name in trainers}
-    order, pause = list(trainers), threading.Event()
+    ratios: dict[str, list[float]] = {name: [] for name in trainers if name != "nothing"}
+    added: dict[str, list[float]] = {name: [] for name in ratios}
+    processor: dict[str, list[float]] = {name: [] for name in ratios}
+    pause = threading.Event()
     for _ in range(ROUNDS):
-        for name in order:
+        for name in ratios:
             pause.wait(REST)
-            durations, running = trainers[name].turn(STEPS)
+            (without, idle), (durations, running) = (trainers[trainer].turn(STEPS) for trainer in ("nothing", name))
+            taken["nothing"].append(without)
             taken[name].append(durations)
-            medians[name].append(float(np.median(durations)))
-            processor[name].append(running / STEPS)
-        order.append(order.pop(0))
+            ratios[name].append(float(np.median(durations) / np.median(without)))
+            added[name].append(float(np.median(durations) - np.median(without)))
+            processor[name].append((running - idle) / STEPS)
     for trainer in trainers.values():
         with contextlib.suppress(OSError):
             trainer.end()
     table = Table(title=f"A step of {framework} on one CPU thread: microseconds, {ROUNDS} rounds of {STEPS} steps each")
     for column in ("", "p50", "p99", "relative to nothing", "middle half", "added per step", "added processor time"):
         table.add_column(column, justify="right" if column else "left")
-    nothing, idle = np.array(medians["nothing"]), np.array(processor["nothing"])
     for name in trainers:
         p50, p99 = np.percentile(np.concatenate(taken[name]), [50, 99])
-        ratios, row = np.array(medians[name]) / nothing, [name, f"{p50:.0f}", f"{p99:.0f}"]
-        if name != "nothing":
-            low, high = np.percentile(ratios, [25, 75])
-            added, work = np.median(np.array(medians[name]) - nothing), np.median(np.array(processor[name]) - idle)
-            row += [f"{np.median(ratios):.3f}x", f"{low:.3f} to {high:.3f}", f"{added:.0f}", f"{work:.0f}"]
+        row = [name, f"{p50:.0f}", f"{p99:.0f}"]
+        if name in ratios:
+            low, middle, high = np.percentile(ratios[name], [25, 50, 75])
+            row += [f"{middle:.3f}x", f"{low:.3f} to {high:.3f}"]
+            row += [f"{np.median(samples):.0f}" for samples in (added[name], processor[name])]
         table.add_row(*row)
     print_on_machine(table)
 

@@ -96,7 +96,7 @@ def rows_of_csv(logger: CSVLogger) -> dict[str, list[tuple[int, float]]]:
 
 
 def final(points: list[tuple[int, float]]) -> dict[int, float]:
-    """Points of a metric by step. A later point replaces an earlier one of the same step."""
+    """The points of a metric. If a step has several, the last one counts."""
     return dict(points)
 
 
