@@ -29,6 +29,7 @@ bench: $(VENV)/bench
 	$(RUN) benchmarks/log_call.py
 	$(RUN) benchmarks/console.py
 	$(RUN) benchmarks/training_step.py
+	$(RUN) benchmarks/integrations.py
 	$(RUN) benchmarks/gpu_step.py
 	$(RUN) benchmarks/instruments.py
 	$(RUN) benchmarks/histogram.py

@@ -275,12 +275,12 @@ def measure(framework: str) -> None:
     processor: dict[str, list[float]] = {name: [] for name in ratios}
     pause = threading.Event()
     for _ in range(ROUNDS):
-        for name in ratios:
+        for name, contender_ratios in ratios.items():
             pause.wait(REST)
             (without, idle), (durations, running) = (trainers[trainer].turn(STEPS) for trainer in ("nothing", name))
             taken["nothing"].append(without)
             taken[name].append(durations)
-            ratios[name].append(float(np.median(durations) / np.median(without)))
+            contender_ratios.append(float(np.median(durations) / np.median(without)))
             added[name].append(float(np.median(durations) - np.median(without)))
             processor[name].append((running - idle) / STEPS)
     for trainer in trainers.values():
