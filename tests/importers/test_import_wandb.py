@@ -3,9 +3,7 @@
 import json
 import os
 import shutil
-import struct
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +12,13 @@ from click.testing import CliRunner
 
 from support.import_server import counted, left_out
 from support.processes import clean_environment, run_python
+from support.record_logs import BLOCK, record_log
 from tensormeter.cli.export import export
 from tensormeter.importers.wandb.messages import record_kind
 from tensormeter.importers.wandb.record_log import read_records
 
 SCRIPT = Path(__file__).with_name("wandb_script.py")
-BLOCK = 32768
+ENVIRONMENT = 26
 
 
 @pytest.fixture(scope="module")
@@ -183,33 +182,13 @@ def test_a_resumed_run_becomes_an_attempt(server, run_import, copied):
 def test_the_metadata_file_of_older_versions_describes_the_process(server, run_import, copied):
     """Versions before 0.19 have no record of the environment."""
     (file,) = copied.glob("*.wandb")
-    file.write_bytes(without_records(file, 26))
+    file.write_bytes(record_log(record for record in read_records(file) if record_kind(record) != ENVIRONMENT))
     metadata = {"root": "/work", "program": "train.py", "args": ["--password", "hunter22"]}
     (copied / "files" / "wandb-metadata.json").write_text(json.dumps(metadata))
     run_import(copied, "--project", "older")
     resource = server.contents("older")["renamed run"]["run"]["environment"]
     assert resource["process.command_args"] == ["train.py", "--password", "***"]
     assert resource["process.working_directory"] == "/work"
-
-
-def without_records(path: Path, kind: int) -> bytes:
-    """The log of a file without the records of one kind."""
-    log = bytearray(path.read_bytes()[:7])
-    for record in read_records(path):
-        rest, is_first = record, True
-        while record_kind(record) != kind:
-            room = BLOCK - len(log) % BLOCK
-            if room < 7:
-                log += b"\0" * room
-                room = BLOCK
-            piece, rest = rest[: room - 7], rest[room - 7 :]
-            type_of_chunk = (2 if rest else 1) if is_first else (3 if rest else 4)
-            checksum = zlib.crc32(piece, zlib.crc32(bytes([type_of_chunk])))
-            log += struct.pack("<IHB", checksum, len(piece), type_of_chunk) + piece
-            is_first = False
-            if not rest:
-                break
-    return bytes(log)
 
 
 def test_reading_needs_no_wandb(recorded, tmp_path):

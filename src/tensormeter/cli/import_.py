@@ -22,6 +22,8 @@ from tensormeter.settings import Settings
 __all__ = ["import_"]
 
 _INTERRUPTED = 130
+_MOST_FAULTS = 50
+"""Maximum number of faults to print one by one."""
 
 
 @click.command("import")
@@ -140,8 +142,10 @@ def _progress(
 
 
 def _report(tally: Tally, console: Console, *, dry_run: bool) -> None:
-    for fault in tally.faults:
+    for fault in tally.faults[:_MOST_FAULTS]:
         console.print(Text(plain(fault)), soft_wrap=True)
+    if len(tally.faults) > _MOST_FAULTS:
+        console.print(f"... and {len(tally.faults) - _MOST_FAULTS:,} more")
     table = Table("would be imported" if dry_run else "imported", "count", box=None, pad_edge=False)
     table.columns[1].justify = "right"
     for noun in ("runs", "points", "media", "logs"):

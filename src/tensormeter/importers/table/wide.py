@@ -121,7 +121,7 @@ class _Table:
             run.requests.start(
                 self._context.project(),
                 f"{readable}-{digest}".lstrip("-"),
-                self._context.name(name),
+                text or self._context.name(name),
                 started=time,
                 resource={"tensormeter.imported_from": "table"},
             )
