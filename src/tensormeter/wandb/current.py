@@ -5,7 +5,6 @@ As in W&B, one run is current in all threads: the latest one that `init` has sta
 """
 
 import os
-import weakref
 from typing import TYPE_CHECKING, Final
 
 from tensormeter.session import open_runs
@@ -24,8 +23,8 @@ run: "Run | None" = None
 before_init: Config = Config()
 """Configuration that was set before `init`; the next run starts with it."""
 
-_runs: Final["weakref.WeakKeyDictionary[RecordedRun, Run]"] = weakref.WeakKeyDictionary()
-"""The runs of this package, by the run that records them."""
+_OWN_RUN: Final = "_wandb_run"
+"""Attribute of a run that records data, for the run of this package."""
 
 
 def current_run() -> "Run | None":
@@ -40,22 +39,24 @@ def adopted_run() -> "Run | None":
     recorded = open_runs.current_run()
     if recorded is None:
         return None
-    adopted = _runs.get(recorded)
+    adopted = known_run(recorded)
     if adopted is None:
         from tensormeter.wandb.sdk.wandb_run import AdoptedRun
 
-        adopted = _runs[recorded] = AdoptedRun(recorded)
+        adopted = AdoptedRun(recorded)
+        register(adopted, recorded)
     return adopted if adopted.is_adopted else None
 
 
 def register(started: "Run", recorded: RecordedRun) -> None:
-    """Add a run that `init` has started."""
-    _runs[recorded] = started
+    """Add a run of this package."""
+    setattr(recorded, _OWN_RUN, started)
 
 
 def known_run(recorded: RecordedRun) -> "Run | None":
     """Return the run of this package for a run that records data, if there is one."""
-    return _runs.get(recorded)
+    run: Run | None = vars(recorded).get(_OWN_RUN)
+    return run
 
 
 def set_current(started: "Run | None") -> None:
@@ -66,7 +67,7 @@ def set_current(started: "Run | None") -> None:
 
 def active_runs() -> "list[Run]":
     """Return the unfinished runs that `init` has started in this process, oldest first."""
-    runs = [_runs.get(recorded) for recorded in open_runs.all_open()]
+    runs = [known_run(recorded) for recorded in open_runs.all_open()]
     return [each for each in runs if each is not None and each.pid == os.getpid() and not each.is_adopted]
 
 
@@ -78,7 +79,7 @@ def take_config() -> Config:
 
 
 def _prepare_to_finish(recorded: RecordedRun) -> None:
-    finishing = _runs.get(recorded)
+    finishing = known_run(recorded)
     if finishing is not None:
         finishing.before_finish()
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
+from tensormeter.record.dynamo import break_graph
 from tensormeter.wandb import current
 from tensormeter.wandb.artifacts import Artifact
 from tensormeter.wandb.flat_rows import NOTHING
@@ -66,6 +67,9 @@ def log(data: Mapping[str, Any] = NOTHING, step: Any = None, commit: bool | None
         if run is None:
             return
     run.log(data, step, commit)
+
+
+break_graph(log)
 
 
 def finish(exit_code: int | None = None, quiet: bool | None = None) -> None:

@@ -1,29 +1,48 @@
 """The step at which a resumed run goes on, as known to the server."""
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tensormeter.errors import TensormeterError
 from tensormeter.session.run import Run
 from tensormeter.wandb.notices import warn_once
 
+if TYPE_CHECKING:
+    from tensormeter.client.run import StoredRun
+
 __all__ = ["first_step"]
 
 _TIMEOUT: Final = 10.0
+"""Maximum time in seconds to wait for the next byte of a response."""
+
+_FEWEST_POINTS: Final = 4
+"""Number of points per series to request. Sampling keeps the last point."""
+
+_MOST_METRICS: Final = 500
 
 
 def first_step(run: Run) -> int:
-    """Return the step after the last one that the server has of a run. Blocks for up to some seconds.
+    """Return the step after the last one of earlier attempts, as far as the server has received them. Blocks for some seconds.
 
     Returns:
-        0 if the server does not respond or does not have the run.
+        0 if the server does not respond, with a warning, or if it does not have the run.
     """
     from tensormeter.client import Client
 
     try:
         with Client(run.settings.endpoint, token=run.settings.token, timeout=_TIMEOUT) as client:
-            stored = client.run(run.id, project=run.project)
-            steps = [summary.last_step for summary in stored.summary.values() if summary.last_step is not None]
-            return 1 + max(steps, default=-1)
+            for stored in client.runs(run.project, filter=f'id = "{run.id}"', limit=1):
+                return 1 + _last_step(stored, run)
     except TensormeterError as error:
         warn_once("step", "wandb.run.step: counting from 0, because the last step of the run cannot be read: %s", error)
-        return 0
+    return 0
+
+
+def _last_step(stored: "StoredRun", run: Run) -> int:
+    """Return the last step of earlier attempts, or -1."""
+    own = run._process.id if run._process is not None else ""
+    attempts = [process.attempt for process in stored.processes() if process.id == own]
+    names = [name for name, summary in stored.summary.items() if summary.last_step is not None][:_MOST_METRICS]
+    if not attempts:  # none of this attempt's data has arrived
+        return max((stored.summary[name].last_step or 0 for name in names), default=-1)
+    series = stored.series(*names, attempt="all", max_points=_FEWEST_POINTS) if names else ()
+    return max((int(each.x[-1]) for each in series if each.attempt < attempts[0] and len(each)), default=-1)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tensormeter.conventions.limits import METRIC_NAMES
+from tensormeter.record.dynamo import break_graph
 from tensormeter.record.values.classify import classify_step
 from tensormeter.ring.format import AUTOMATIC_STEPS
 from tensormeter.session.run import Run as RecordedRun
@@ -124,3 +125,6 @@ class SteppedLog:
             values, self._pending = self._pending, {}
         if values:
             self._recorded.log(values, self._step)
+
+
+break_graph(SteppedLog.log)

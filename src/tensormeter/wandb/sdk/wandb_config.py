@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tensormeter.record.warn_once import describe
 from tensormeter.session.config.unfolding import pairs_of
 from tensormeter.wandb.errors import UsageError
+from tensormeter.wandb.notices import warn_once
 
 __all__ = ["Config", "read_config"]
 
@@ -146,9 +148,15 @@ def read_config(values: Any, exclude: Any = None, include: Any = None) -> dict[s
 
 
 def _read_object(values: Any) -> dict[Any, Any]:
-    found = pairs_of(values, _MOST_VALUES)
-    if found is not None:
-        return {key: read() for key, read in found}
+    pairs = pairs_of(values, _MOST_VALUES)
+    if pairs is not None:
+        read = {}
+        for key, value in pairs:
+            try:
+                read[key] = value()
+            except Exception as error:  # the object's own code may raise anything, for example for a missing value
+                warn_once(("config", key), "wandb.config: %r is left out: %s", key, describe(error))
+        return read
     if hasattr(values, "__dict__"):
         return {key: value for key, value in vars(values).items() if not key.startswith("_")}
     raise UsageError(f"config: a {type(values).__name__} has no named values; pass a dict")
