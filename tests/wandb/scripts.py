@@ -1,10 +1,12 @@
 """Small scripts in the manner of public ones. They run with W&B's package and with `tensormeter.wandb`."""
 
 STEPS = """
+import types
 import numpy as np
 import torch
 
-run = wandb.init(project="steps", name="a run", config={"lr": 0.1, "betas": (0.9, 0.99), "model": {"depth": 2}})
+config = {"lr": 0.1, "betas": (0.9, 0.99), "model": {"depth": 2}, "device": torch.device("cpu"), "size": np.int64(3)}
+run = wandb.init(project="steps", name="a run", config=config)
 for i in range(4):
     wandb.log({"loss": 1 / (i + 1), "np": np.float32(i)}, step=2 * i)
     wandb.log({"eval": {"acc": i, "deep": {"er": 0.5}}}, step=2 * i)
@@ -23,13 +25,9 @@ wandb.log({"tail": 1}, commit=False)
 wandb.config.later = "x"
 wandb.config["nested"] = {"a": [1, 2]}
 wandb.config.update({"lr": 0.2, "seed": 1}, allow_val_change=True)
+wandb.config.update(types.SimpleNamespace(spaced=1))
 wandb.config.setdefaults({"seed": 5, "other": None})
 print("step", wandb.run.step, wandb.run.name, wandb.run.project, sorted(wandb.config.keys()))
 wandb.finish()
 print("run", wandb.run)
-"""
-
-PENDING = """
-wandb.init(project="pending")
-wandb.log({"loss": 1}, commit=False)
 """

@@ -124,10 +124,11 @@ def test_images_have_the_orders_of_wandb(online: Stored) -> None:
                     high, masks={"m": {"mask_data": high[..., 0]}}, boxes={}, classes=wandb.Classes([])
                 ),
                 "plain": figure,
+                "masks": {"true": wandb.Image(torch.zeros(8, 16))},
             }
         )
     images = {each.key: each for each in online("images").images()}
-    for key in ("hwc", "chw", "squeezed", "pil", "again"):
+    for key in ("hwc", "chw", "squeezed", "pil", "again", "masks.true"):
         assert image.open(io.BytesIO(images[key].read())).size == (16, 8), key
     assert (images["hwc"].caption, images["again"].caption) == ("a caption", "inner")
     assert {"figure", "masked", "plain"} <= images.keys()
