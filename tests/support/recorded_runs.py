@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class RecordedRuns:
             for series in run.series(metric.name):
                 pairs = zip(series.x.tolist(), series.y.tolist(), strict=True)
                 points.setdefault(metric.name, []).extend((int(step), value) for step, value in pairs)
-        return points
+        return {name: sorted(pairs, key=itemgetter(0)) for name, pairs in points.items()}
 
 
 @contextmanager

@@ -117,7 +117,7 @@ def test_tensors_reach_the_run_without_being_read(recorded, monkeypatch):
         writer.add_scalar("loss", loss, 0)
         writer.add_scalars("losses", {"a": loss}, 0)
     assert logged[0]["loss"] is loss
-    assert logged[1]["losses"]["a"] is loss
+    assert logged[1]["losses/a"] is loss
     writer.close()
 
 
@@ -305,6 +305,7 @@ def test_bad_values_are_counted_and_never_raise(recorded, caplog):
             writer.add_tensor("tensor", value, 0)
         writer.add_scalar(5, 1.0, 0)
         writer.add_scalar([], 1.0, 0)
+        writer.add_scalars([], {"a": 1.0}, 0)
         writer.add_scalar("step", 1.0, "ten")
         writer.add_image("image", np.zeros((3, 8, 8)), 0, dataformats="HW")
         writer.add_histogram("bins", [1.0, 2.0], 0, bins="unknown")
@@ -393,3 +394,32 @@ def test_a_spawned_process_writes_to_the_run_of_the_writer(recorded, tmp_path):
         child.join()
         assert child.exitcode == 0
     assert recorded.points("spawned") == {"parent": [(0, 1)], "child": [(5, 2)]}
+
+
+def test_it_needs_neither_torch_nor_tensorboard(tmp_path):
+    script = """
+import sys
+from tensormeter.tensorboard import SummaryWriter
+writer = SummaryWriter("runs/light", mode="disabled")
+writer.add_scalar("loss", 0.5, 0)
+writer.add_scalars("losses", {"a": 0.5})
+writer.add_text("text", "text")
+writer.close()
+assert not {"torch", "tensorboard", "tensorboardX", "numpy", "google.protobuf"} & sys.modules.keys()
+"""
+    run_python("-c", script, folder=tmp_path, check=True)
+
+
+def test_ranks_with_one_id_share_a_run(recorded, tmp_path):
+    script = """
+import os
+from tensormeter.tensorboard import SummaryWriter
+with SummaryWriter("runs/ranks") as writer:
+    writer.add_scalar(f"loss/{os.environ['RANK']}", 0.5, 0)
+"""
+    for rank in ("0", "1"):
+        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "TENSORMETER_RUN_ID": "of-both-ranks"}
+        run_python("-c", script, environment={**os.environ, **variables}, folder=tmp_path, check=True)
+    run = recorded.run("of-both-ranks")
+    assert recorded.points(run) == {"loss/0": [(0, 0.5)], "loss/1": [(0, 0.5)]}
+    assert [process.rank for process in run.processes()] == [0, 1]

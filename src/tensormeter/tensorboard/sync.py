@@ -126,8 +126,9 @@ def _record(run: Run, writer: Any, event: Any) -> None:
     if run.finished:
         return
     try:
-        folder = str(writer.get_logdir())
-        record_event(run, event, namespaces_of(run).prefix(folder))
+        has_values = event.WhichOneof("what") == "summary"  # writers begin with another event, before others are made
+        prefix = namespaces_of(run).prefix(str(writer.get_logdir())) if has_values else ""
+        record_event(run, event, prefix)
     except Exception as error:  # an event of another version may have any contents; the training goes on
         _notices.once(type(error), "tensorboard.sync: an event is not recorded: %s", describe(error))
 

@@ -149,7 +149,12 @@ class SummaryWriter(MediaMethods, IgnoredMethods):
         """
         if walltime is not None:
             _check_time(walltime)
-        self._write(main_tag, tag_scalar_dict, global_step)
+        if not (isinstance(main_tag, str) and isinstance(tag_scalar_dict, Mapping)):
+            self._write(main_tag, tag_scalar_dict, global_step)
+            return
+        joined, step = self._joined(), self._step_of(main_tag, global_step)
+        start = f"{joined.find_prefix()}{main_tag}/"  # joined here, because rows without nested mappings cost less
+        joined.run.log({f"{start}{tag}": value for tag, value in tag_scalar_dict.items()}, step)
 
     def add_text(self, tag: Any, text_string: Any, global_step: Any = None, walltime: float | None = None) -> None:
         """Record a text, which is shown as Markdown."""
