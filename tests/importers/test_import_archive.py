@@ -233,7 +233,7 @@ def test_damage_is_reported_and_the_rest_imported(
     ("name", "text", "message"),
     [
         ("manifest.json", '{"format": "tensormeter-archive", "version": 2}', "upgrade tensormeter"),
-        ("manifest.json", "{", "found no runs of a known kind"),
+        ("manifest.json", "{", "manifest.json is missing or damaged"),
         ("SHA256SUMS", "x", "the file is damaged"),
         ("runs.parquet", "PAR1", "the file is damaged"),
     ],

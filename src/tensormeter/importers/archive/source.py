@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tensormeter.archive.layout import RUNS, SUMS
 from tensormeter.archive.manifest import is_archive
 from tensormeter.importers.archive.folder import ArchiveFolder
 from tensormeter.importers.archive.run_import import RunImport
@@ -20,7 +21,7 @@ def find(address: str, options: Options) -> Iterator["ArchivedRun"]:
         SourceError: The folder is an archive, but its manifest, its checksums or the list of its runs are damaged.
     """
     path = Path(address)
-    if path.is_dir() and is_archive(path):
+    if path.is_dir() and (is_archive(path) or all((path / name).is_file() for name in (SUMS, RUNS))):
         folder = ArchiveFolder(path)
         folder.check()
         for row in folder.runs():
