@@ -73,12 +73,21 @@ def calls(node: ast.AST) -> Iterator[str]:
             yield function.id
 
 
+def functions_of(body: list[ast.stmt]) -> Iterator[ast.FunctionDef]:
+    """The functions of a module and of its classes of tests. Other classes may have hooks such as `test_step`."""
+    for statement in body:
+        if isinstance(statement, ast.FunctionDef):
+            yield statement
+        elif isinstance(statement, ast.ClassDef) and statement.name.startswith("Test"):
+            yield from functions_of(statement.body)
+
+
 def test_every_test_asserts_something() -> None:
     """With an `assert`, `pytest.raises`, or a helper that is named as one that checks."""
     without = []
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        for function in ast.walk(ast.parse(path.read_text())):
-            if isinstance(function, ast.FunctionDef) and function.name.startswith("test_"):
+        for function in functions_of(ast.parse(path.read_text()).body):
+            if function.name.startswith("test_"):
                 asserts = any(isinstance(node, ast.Assert) for node in ast.walk(function))
                 names = list(calls(function))
                 if not asserts and "raises" not in names and not any(name.startswith(CHECKS) for name in names):

@@ -167,6 +167,29 @@ def test_a_random_id_is_not_asked_for(settings, receiver):
     assert numbers(receiver) == {(("tensormeter.run.attempt", 1),)}
 
 
+def test_a_run_with_a_random_id_that_is_resumed_is_another_attempt(settings, receiver, answering):
+    """The agent of the first attempt may still run, and has asked for no number."""
+    receiver.numbers = answering(200, b'{"attempt": 2, "last_step": 0}', "application/json")
+    for _ in range(4):
+        with tensormeter.init(settings=settings.replace(run_id=None)) as first:
+            first.log({"x": 1.0})
+        with tensormeter.init(settings=settings, id=first.id) as second:
+            second.log({"x": 2.0})
+        assert steps(receiver, second._process.id) == [1]
+    assert numbers(receiver) == {(("tensormeter.run.attempt", number),) for number in (1, 2)}
+
+
+def test_a_run_with_a_random_id_is_counted_without_a_server(settings):
+    offline = settings.replace(mode="offline", run_id=None)
+    with tensormeter.init(settings=offline) as first:
+        first.log({"x": 1.0})
+    with tensormeter.init(settings=offline, id=first.id) as second:
+        assert second.attempt == 2
+        second.log({"x": 2.0})
+    with tensormeter.init(settings=offline, id=first.id) as third:
+        assert third.attempt == 3
+
+
 def test_a_server_answers_with_number_and_last_step(settings, receiver, answering):
     receiver.numbers = answering(200, b'{"attempt": 7, "last_step": 41}', "application/json")
     with tensormeter.init(settings=settings, resume=True) as run:

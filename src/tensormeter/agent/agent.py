@@ -520,12 +520,7 @@ def _describe_kept(kept: int, trouble: str) -> str:
 
 
 def _asks(settings: Settings) -> bool:
-    """Return whether any destination's exporter can ask its receiver for attempt numbers.
-
-    A run with a generated ID needs no number from a receiver, because it has only one attempt.
-    """
-    if settings.run_id is None:
-        return False
+    """Return whether any destination's exporter can ask its receiver for attempt numbers."""
     for destination in settings.exporters:
         with contextlib.suppress(SettingsError):
             if hasattr(load_exporter(destination), "ask_attempt"):

@@ -253,7 +253,7 @@ class Joining:
         run = self._run
         if self._parent is not None:  # children belong to their parent's attempt
             return settings.attempt or 1, run.basis
-        if settings.run_id is None:  # no later run can have the same random ID
+        if settings.run_id is None:  # no earlier run can have the same random ID
             return settings.attempt or 1, ""
         ranks = describe_rank()
         member = Member(self._process, ranks.get(RANK), ranks.get(WORLD_SIZE), describe_launch(os.environ))

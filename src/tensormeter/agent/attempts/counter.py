@@ -3,7 +3,8 @@
 ::
 
     <settings.directory>/runs/
-        .attempts/<hash>.json     latest attempt of a run with a chosen ID, its processes, and last steps of attempts
+        .attempts/<hash>.json     latest attempt of a run, its processes, and last steps of attempts; a run with a random
+                                  ID has such a record once a process has ended
         <run id>@<host>/alive     IDs of the run's processes that are alive on that host; the agent there touches it
 
 Several hosts may share the directory. A process on another host counts as alive if that host's file lists the process
@@ -40,7 +41,7 @@ Network file systems show updates some seconds late.
 
 _FOLDER: Final = ".attempts"
 _ALIVE: Final = "alive"
-_MOST_RUNS: Final = 1000
+_MOST_RUNS: Final = 4000
 """Maximum number of runs to remember. The oldest runs are forgotten first."""
 _MOST_PROCESSES: Final = 10_000
 _MOST_SETTLED: Final = 1000
@@ -214,8 +215,9 @@ def _members(
 ) -> list[KnownMember]:
     """Return the processes whose attempt is known, and whether each one is alive as far as this host can detect."""
     here = directory.run["host"]
-    if not record.attempt:
-        return [KnownMember(process, attempt=1, alive=True) for process in living[here]]
+    if not record.attempt:  # earlier processes of a run with a random ID are not in the record
+        members = [KnownMember(process, attempt=1, alive=True) for process in living[here]]
+        return members or ([KnownMember("", attempt=1)] if directory.spool.exists() else [])
     members = []
     for process, (rank, world_size, launch, host, began) in record.processes.items():
         age = max(0.0, now - began)

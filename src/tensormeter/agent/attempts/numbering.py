@@ -199,7 +199,7 @@ class Numbering:
     def note_end(self, ring: RingFile, resource: Mapping[str, Any]) -> None:
         """Store an ended process's last step for later attempts. All of the process's rows must have been read."""
         local = resource.get(RUN_ATTEMPT)
-        if self._settings.run_id is None or not isinstance(local, int):
+        if not isinstance(local, int):
             return
         ended = ring.words[HeaderWord.LAST_STEP], ring.words[HeaderWord.LAST_AUTOMATIC]
         settled = self._attempts.get(local) if RUN_ATTEMPT_UNSETTLED in resource else None
@@ -277,7 +277,7 @@ class Numbering:
 
     def rewrite(self, request: Request) -> Request:
         """Return a request with settled numbers and steps, and the same ID."""
-        if self._settings.run_id is None:
+        if not self._attempts and self._settings.run_id is None:  # all of the run's attempts have final numbers
             return request
         try:
             return self._rewritten(request)
