@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from support.imports import left_out
+from support.import_server import left_out
 from support.record_logs import BLOCK, record_log
 from tensormeter.importers.wandb.messages import HistoryItem, HistoryRow, Record, record_kind
 from tensormeter.importers.wandb.record_log import read_records

@@ -1,11 +1,10 @@
-"""The run that a framework's callback records in: the script's, or one that the callback starts."""
+"""The run of a callback that may be told which run to record in."""
 
-import threading
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import Any, NamedTuple
 
-import tensormeter
+from tensormeter import Run
+from tensormeter.integrations.framework_run import script_run, start_run
 
 __all__ = ["CallbackRun", "join_or_start"]
 
@@ -18,7 +17,7 @@ class CallbackRun(NamedTuple):
         owned: Whether the callback has started the run.
     """
 
-    run: tensormeter.Run
+    run: Run
     owned: bool
 
     def finish(self) -> None:
@@ -27,15 +26,10 @@ class CallbackRun(NamedTuple):
             self.run.finish()
 
 
-_threads: "Final[WeakKeyDictionary[tensormeter.Run, int]]" = WeakKeyDictionary()
-"""Threads that have started runs for callbacks."""
-
-
-def join_or_start(run: tensormeter.Run | None, options: Mapping[str, Any], project: str) -> CallbackRun:
+def join_or_start(run: Run | None, options: Mapping[str, Any], project: str) -> CallbackRun:
     """Return the run for a callback: the stated one, the script's, or one that is started now.
 
-    A run that an earlier callback has started in this thread is finished first, because it describes another training. Without
-    this rule, the folds of a cross-validation would share a run.
+    A run that an earlier callback has started in this thread is finished first, because it describes another training.
 
     Args:
         run: Run that the script states, or None.
@@ -45,17 +39,7 @@ def join_or_start(run: tensormeter.Run | None, options: Mapping[str, Any], proje
     Raises:
         SettingsError: An option is invalid.
     """
-    if run is not None:
-        return CallbackRun(run, owned=False)
-    current = tensormeter.run
-    if current is not None:
-        starter = _threads.get(current)
-        if starter is None and not options:
-            return CallbackRun(current, owned=False)
-        if starter == threading.get_ident():
-            current.finish()
-    arguments = dict(options)
-    defaults = {"project": project, **(arguments.pop("defaults", None) or {})}
-    started = tensormeter.init(**arguments, defaults=defaults)
-    _threads[started] = threading.get_ident()
-    return CallbackRun(started, owned=True)
+    chosen = run if run is not None or options else script_run()
+    if chosen is not None:
+        return CallbackRun(chosen, owned=False)
+    return CallbackRun(start_run(options, {"project": project}, finish_previous=True), owned=True)

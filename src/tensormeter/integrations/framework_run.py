@@ -1,20 +1,21 @@
 """The run that a framework's adapter records to.
 
-It is the run that the script itself has started. Without one, the adapter starts a run, which ends with the process.
+It is the run that the script itself has started. Without one, the adapter starts a run.
 """
 
 import inspect
+import threading
 from collections.abc import Mapping
 from typing import Any, Final
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import tensormeter
 from tensormeter import Run, Settings
 
 __all__ = ["check_options", "script_run", "start_run"]
 
-_started: Final[WeakSet[Run]] = WeakSet()
-"""Runs that adapters have started."""
+_started: "Final[WeakKeyDictionary[Run, int]]" = WeakKeyDictionary()
+"""Threads that have started runs for adapters, by run."""
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -32,22 +33,28 @@ def script_run() -> Run | None:
     return None if run in _started else run
 
 
-def start_run(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> Run:
+def start_run(options: Mapping[str, Any], defaults: Mapping[str, Any], *, finish_previous: bool = False) -> Run:
     """Start a run for an adapter. If an adapter has already started the run with this ID, return that run.
 
     Args:
         options: Arguments of `tensormeter.init`. Arguments that are None are left out.
         defaults: Settings that apply if neither `options` nor the environment gives them.
+        finish_previous: Whether to finish the current run if an adapter has started it in this thread. Without this, the
+            folds of a cross-validation would keep their runs open.
 
     Raises:
         SettingsError: See `tensormeter.init`.
     """
     given = {name: value for name, value in options.items() if value is not None}
+    defaults = {**defaults, **given.pop("defaults", {})}
     if "settings" not in given:
         run_id = given.get("id") or Settings.with_defaults(defaults).run_id
-        for run in _started:
+        for run in list(_started):
             if run.id == run_id and not run.finished:
                 return run
+    current = tensormeter.run
+    if finish_previous and current is not None and _started.get(current) == threading.get_ident():
+        current.finish()
     run = tensormeter.init(**given, defaults=defaults)
-    _started.add(run)
+    _started[run] = threading.get_ident()
     return run

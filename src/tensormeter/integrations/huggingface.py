@@ -12,6 +12,7 @@ from transformers.integrations.integration_utils import rewrite_logs
 import tensormeter
 from tensormeter import Run
 from tensormeter.integrations.framework_run import check_options, script_run, start_run
+from tensormeter.integrations.shield import shielded
 
 __all__ = ["TensormeterCallback"]
 
@@ -70,6 +71,7 @@ class TensormeterCallback(TrainerCallback):
         """The run that the callback records to. None before the training, and on all ranks but the first."""
         return self._run
 
+    @shielded
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Choose or start the run, and record the configuration."""
         if not state.is_world_process_zero:
@@ -87,6 +89,7 @@ class TensormeterCallback(TrainerCallback):
         if isinstance(state.stateful_callbacks, dict):
             state.stateful_callbacks[_STATE] = {"project": self._run.project, "run_id": self._run.id}
 
+    @shielded
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         """Record a row of metrics, and values that come once in the summary."""
         if logs and (run := self._find_run(args, state, kwargs.get("model"))) is not None:
@@ -96,11 +99,13 @@ class TensormeterCallback(TrainerCallback):
                 logs = {name: value for name, value in logs.items() if name not in totals}
             run.log(rewrite_logs(logs), state.global_step)
 
+    @shielded
     def on_predict(self, args: Any, state: Any, control: Any, metrics: Mapping[str, Any], **kwargs: Any) -> None:
         """Record the metrics of `Trainer.predict`."""
         if metrics and (run := self._find_run(args, state, kwargs.get("model"))) is not None:
             run.log(rewrite_logs(metrics), state.global_step)
 
+    @shielded
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Record where a checkpoint is, with `log_checkpoints`."""
         if self._log_checkpoints and self._run is not None and state.is_world_process_zero:

@@ -7,6 +7,7 @@ import keras
 
 import tensormeter
 from tensormeter.integrations.callback_run import CallbackRun, join_or_start
+from tensormeter.integrations.shield import shielded
 
 __all__ = ["TensormeterCallback"]
 
@@ -59,6 +60,7 @@ class TensormeterCallback(keras.callbacks.Callback):
         if self._joined is not None:
             self._joined.finish()
 
+    @shielded
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         self._is_training = True
         run = self._join()
@@ -71,6 +73,7 @@ class TensormeterCallback(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._before = -1
 
+    @shielded
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         earlier = self._batches
         self._batches += max(batch - self._before, 1)  # more than one with `steps_per_execution`
@@ -78,13 +81,16 @@ class TensormeterCallback(keras.callbacks.Callback):
         if self._every is not None and self._batches // self._every > earlier // self._every:
             self._log("batch", logs)
 
+    @shielded
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._log("epoch", logs, epoch=epoch)
 
+    @shielded
     def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         if not self._is_training:
             self._join()
 
+    @shielded
     def on_test_end(self, logs: Mapping[str, Any] | None = None) -> None:
         if not self._is_training:  # within `fit`, the results of validation arrive with the epoch
             self._join().log({f"test/{name}": value for name, value in (logs or {}).items()}, self._batches)

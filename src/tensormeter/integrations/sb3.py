@@ -12,6 +12,7 @@ from stable_baselines3.common.logger import Figure, HParam, Image, KVWriter, Vid
 
 import tensormeter
 from tensormeter.integrations.callback_run import CallbackRun, join_or_start
+from tensormeter.integrations.shield import shielded
 from tensormeter.tensorboard.values import attempt, figure_of, histogram_of, image_of, video_of
 
 __all__ = ["TensormeterCallback", "TensormeterOutputFormat"]
@@ -47,6 +48,7 @@ class TensormeterOutputFormat(KVWriter):
         """Run that receives the values."""
         return self._joined.run
 
+    @shielded
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, Any], step: int = 0) -> None:
         """Record the values of one dump of the logger as a row."""
         row = {}
@@ -60,6 +62,7 @@ class TensormeterOutputFormat(KVWriter):
                 row[key] = _loggable(value)
         self.run.log(row, step)
 
+    @shielded
     def close(self) -> None:
         """Finish the run if this output has started it, and wait for delivery."""
         self._joined.finish()
@@ -95,6 +98,7 @@ class TensormeterCallback(BaseCallback):
         if self._output is not None:
             self._output.close()
 
+    @shielded
     def _on_training_start(self) -> None:
         if self._output is None or self._output.run.finished:
             self._output = TensormeterOutputFormat(self._stated, **self._options)

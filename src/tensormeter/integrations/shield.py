@@ -5,6 +5,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final, ParamSpec, TypeVar
 
+from tensormeter import SettingsError
+
 __all__ = ["shielded"]
 
 logger: Final = logging.getLogger("tensormeter")
@@ -17,12 +19,17 @@ _warned: Final[set[str]] = set()
 
 
 def shielded(function: Callable[_P, _R]) -> Callable[_P, _R | None]:
-    """Return a function that warns once, with a traceback, and returns None where the given one raises an exception."""
+    """Return a function that warns once, with a traceback, and returns None where the given one raises an exception.
+
+    Invalid settings still raise `SettingsError`, because they are our users' own and known when the training starts.
+    """
 
     @functools.wraps(function)
     def call(*arguments: _P.args, **named: _P.kwargs) -> Any:
         try:
             return function(*arguments, **named)
+        except SettingsError:
+            raise
         except Exception as error:  # telemetry never ends a training
             if function.__qualname__ not in _warned:
                 _warned.add(function.__qualname__)

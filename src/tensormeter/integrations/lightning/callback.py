@@ -7,6 +7,7 @@ from tensormeter import Run
 from tensormeter.integrations.framework_run import check_options, script_run, start_run
 from tensormeter.integrations.lightning.base import CallbackBase
 from tensormeter.integrations.lightning.logger import TensormeterLogger
+from tensormeter.integrations.shield import shielded
 
 __all__ = ["TensormeterCallback"]
 
@@ -53,6 +54,7 @@ class TensormeterCallback(CallbackBase):
         """The run that the callback records to. None before the training, and on all ranks but the first."""
         return self._run
 
+    @shielded
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Choose or start the run, and record the hyperparameters."""
         if not trainer.is_global_zero:
@@ -65,6 +67,7 @@ class TensormeterCallback(CallbackBase):
             if getattr(source, "hparams", None):
                 self._run.config.update(dict(source.hparams))
 
+    @shielded
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Record the metrics of the batch, at the steps at which loggers would receive them."""
         metrics = self._of_batch(trainer)
@@ -76,18 +79,22 @@ class TensormeterCallback(CallbackBase):
         if (every and (step + 1) % every == 0) or trainer.should_stop or trainer.fast_dev_run:
             self._record(metrics, step, trainer.current_epoch)
 
+    @shielded
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Note the epoch and its last step. Its metrics are complete only after the hooks of the LightningModule."""
         self._epoch, self._epoch_step = trainer.current_epoch, trainer.fit_loop.epoch_loop._batches_that_stepped - 1
 
+    @shielded
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Record the metrics of the previous epoch."""
         self._record(self._of_epoch(trainer), self._epoch_step, self._epoch)
 
+    @shielded
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Record the metrics of the last epoch."""
         self._record(self._of_epoch(trainer), self._epoch_step, self._epoch)
 
+    @shielded
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
@@ -95,6 +102,7 @@ class TensormeterCallback(CallbackBase):
         if not trainer.sanity_checking:
             self._record_evaluated(trainer, "validation", dataloader_idx)
 
+    @shielded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Record the metrics of the validation."""
         if not trainer.sanity_checking:
@@ -102,12 +110,14 @@ class TensormeterCallback(CallbackBase):
                 self._of_epoch(trainer), trainer.fit_loop.epoch_loop._batches_that_stepped, trainer.current_epoch
             )
 
+    @shielded
     def on_test_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Record metrics with `on_step=True`. Their steps count the batches, as those of loggers do."""
         self._record_evaluated(trainer, "test", dataloader_idx)
 
+    @shielded
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         """Record the metrics of the test."""
         self._record(self._of_epoch(trainer), trainer.fit_loop.epoch_loop._batches_that_stepped, trainer.current_epoch)

@@ -12,6 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from tensormeter import Audio, Image, Run, Settings, Table, Video
 from tensormeter.integrations.framework_run import script_run, start_run
 from tensormeter.integrations.lightning.base import DummyExperimentBase, LoggerBase
+from tensormeter.integrations.shield import shielded
 
 __all__ = ["TensormeterLogger"]
 
@@ -258,6 +259,7 @@ class TensormeterLogger(LoggerBase):
             for checkpoint_callback in self._kept_checkpoints.values():
                 self._record_checkpoints(checkpoint_callback)
 
+    @shielded
     @rank_zero_only
     def _record_checkpoints(self, checkpoint_callback: Any) -> None:
         best = checkpoint_callback.best_model_path

@@ -133,6 +133,7 @@ def init(
     moment = _moment("resume_from", resume_from)
     parent = _moment("fork_from", fork_from)
     tags = chosen("tags")
+    is_further_run = _REINITS.get(chosen("reinit")) == "create_new"
     try:
         recorded = tensormeter.init(
             project=_text(chosen("project")),
@@ -148,6 +149,7 @@ def init(
             mode=_mode(chosen),
             settings=_recording_settings(chosen),
             defaults={"project": "uncategorized"},
+            concurrent=is_further_run,
         )
     except SettingsError as error:
         raise UsageError(f"wandb.init: {error}") from error
@@ -160,7 +162,7 @@ def init(
         first_step=None if moment is None else moment[1] + 1,
     )
     current.register(run, recorded)
-    if _REINITS.get(chosen("reinit")) != "create_new":
+    if not is_further_run:
         current.set_current(run)
     if chosen("resume") in ("auto", True):
         _remember(run, folder)
