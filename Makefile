@@ -15,7 +15,7 @@ demo: $(VENV)/ready
 	$(RUN) examples/demo.py $(if $(ONCE),--once) $(ARGS)
 
 test: $(VENV)/ready tools
-	$(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(RUN) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/ready
 	$(VENV)/bin/ruff format --check .

@@ -139,8 +139,8 @@ class Proxy:
 
 @pytest.fixture
 def kills():
-    """The number of kills of a test: 20, or the number of `make chaos`."""
-    return int(os.environ.get("CHAOS_KILLS", "20"))
+    """The number of kills of a test: 10, or the number of `make chaos`."""
+    return int(os.environ.get("CHAOS_KILLS", "10"))
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.server.store import RunRef, Selection
 from tensormeter.server.store.sqlite.store import SqliteStore
 
-CUTS = int(os.environ.get("TENSORMETER_TEST_CUTS", "6"))
+CUTS = int(os.environ.get("TENSORMETER_TEST_CUTS", "4"))
 """Cuts of each record: `make power` asks for many more."""
 
 MARKING = """

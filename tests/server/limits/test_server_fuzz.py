@@ -18,7 +18,7 @@ from tensormeter.server.query.points.histograms import decode_distribution
 from tensormeter.server.receivers.request_body import decompress
 from tensormeter.server.store import Kind
 
-RUNS = int(os.environ.get("TENSORMETER_TEST_FUZZ", "2000"))  # `make chaos` asks for a million
+RUNS = int(os.environ.get("TENSORMETER_TEST_FUZZ", "1000"))  # `make chaos` asks for a million
 
 
 @st.composite

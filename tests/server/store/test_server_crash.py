@@ -21,7 +21,7 @@ T0 = 1_750_000_000_000_000_000
 ROWS = 20
 
 
-KILLS = int(os.environ.get("TENSORMETER_TEST_KILLS", "20"))  # `make chaos` asks for many more
+KILLS = int(os.environ.get("TENSORMETER_TEST_KILLS", "10"))  # `make chaos` asks for many more
 
 
 def batch(make, index):
