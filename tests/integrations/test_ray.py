@@ -64,6 +64,7 @@ def cluster(experiment) -> Iterator[None]:
 
 
 def test_trials_become_runs_and_continue_when_they_are_restored(cluster, experiment, tmp_path, monkeypatch):
+    """About 15 s: Ray starts worker processes for each of two experiments."""
     monkeypatch.setenv("TENSORMETER_PROJECT", "tune")
     monkeypatch.setenv("TENSORMETER_RUN_ID", "one-for-all")
     repaired = tmp_path / "repaired"
@@ -107,6 +108,7 @@ def test_trials_become_runs_and_continue_when_they_are_restored(cluster, experim
 
 
 def test_a_trial_and_its_callback_record_to_one_run(cluster, experiment):
+    """About 15 s: Ray starts worker processes, which import the packages of the example."""
     example, _ = examples("integrations/ray.md")
     exec(compile(example, "ray.md", "exec"), {"__name__": "__main__"})
     runs = experiment.runs("digits", 2)
@@ -118,7 +120,10 @@ def test_a_trial_and_its_callback_record_to_one_run(cluster, experiment):
 
 
 def test_workers_of_a_training_are_ranks_of_one_run(cluster, experiment, monkeypatch):
-    """With the base class of torch's trainer: it sets no RANK, and its workers need not import torch."""
+    """With the base class of torch's trainer: it sets no RANK, and its workers need not import torch.
+
+    About 25 s: Ray starts a controller and two worker processes, and waits between the states of a training.
+    """
     monkeypatch.setattr("ray.train.torch.TorchTrainer", DataParallelTrainer)
     _, example = examples("integrations/ray.md")
     exec(compile(example, "ray.md", "exec"), {"__name__": "__main__"})

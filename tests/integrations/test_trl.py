@@ -11,6 +11,7 @@ pytestmark = needs_torch
 
 
 def test_the_example_of_the_page_records_completions(recorded: Experiment, tmp_path: Path) -> None:
+    """About 20 s: a process imports TRL and its frameworks, and trains with GRPO."""
     script = tmp_path / "example.py"
     script.write_text("\n".join(examples("integrations/trl.md")))
     environment = {**recorded.environment, "WANDB_PROJECT": "trl", "HF_HUB_OFFLINE": "1"}

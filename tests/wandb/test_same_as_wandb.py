@@ -93,6 +93,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Callable[[
 
 
 def test_names_steps_and_values_are_those_of_wandb(both: Callable[[str], tuple[Recorded, Recorded]]) -> None:
+    """About 20 s on a busy machine: W&B's own service process starts and ends."""
     real, ours = both(scripts.STEPS)
     assert len(real.points) > 15
     assert ours.points == real.points

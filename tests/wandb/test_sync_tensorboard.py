@@ -1,6 +1,5 @@
 """`sync_tensorboard=True` records what SummaryWriters write."""
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +11,7 @@ from tensormeter.client.run import StoredRun
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-HAS_SYNC = importlib.util.find_spec("tensormeter.tensorboard") is not None
 
-
-@pytest.mark.skipif(not HAS_SYNC, reason="needs tensormeter.tensorboard.sync")
 @pytest.mark.parametrize("package", ["torch.utils.tensorboard", "tensorboardX"])
 @pytest.mark.parametrize("argument", ["sync_tensorboard", "tensorboard"])
 def test_values_of_writers_have_their_own_steps(
@@ -36,9 +32,3 @@ def test_values_of_writers_have_their_own_steps(
     assert points["charts/value"] == [(0, 0.0), (10, 0.5), (20, 1.0)]
     assert [value for _, value in points["own"]] == [1]
     assert "later" not in points
-
-
-@pytest.mark.skipif(HAS_SYNC, reason="tensormeter.tensorboard exists")
-def test_without_the_module_the_argument_causes_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    wandb.init(sync_tensorboard=True).finish()
-    assert "wandb.init(sync_tensorboard=True) is ignored" in caplog.text

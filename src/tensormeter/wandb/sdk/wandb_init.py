@@ -336,9 +336,6 @@ def _remember(run: Run, folder: Any) -> None:
 
 def _sync_tensorboard(run: Run) -> None:
     """Record the data of all SummaryWriters until the run finishes."""
-    try:
-        from tensormeter.tensorboard import sync  # type: ignore[import-untyped, unused-ignore]
-    except ImportError:
-        warn_ignored("wandb.init(sync_tensorboard=True)", "this installation has no tensormeter.tensorboard.sync")
-        return
+    from tensormeter.tensorboard import sync
+
     run.at_finish(sync.start(run.recorded))
