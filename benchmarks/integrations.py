@@ -10,15 +10,13 @@ The last column is the training thread's processor time in each step beyond that
 To shorten the benchmark, set `BENCH_ROUNDS`, `BENCH_STEPS` or `BENCH_CONTENDERS` (names separated by semicolons).
 """
 
-import contextlib
 import io
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from typing import Any
 import numpy as np
 from report import print_on_machine
 from rich.table import Table
+from trainers import paired_turns, start_trainers
 
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "20"))
 STEPS = int(os.environ.get("BENCH_STEPS", "100"))
@@ -230,66 +229,22 @@ def serve_turns(framework: str, contender: str) -> None:
         prepare(contenders[contender], Path(folder))(after_step)
 
 
-class Trainer:
-    """A contender's process."""
-
-    def __init__(self, framework: str, contender: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, framework, contender], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
-
-    def turn(self, steps: int) -> tuple[np.ndarray, float]:
-        """Train one turn. Return each step's duration and the thread's total processor time, in microseconds.
-
-        Raises:
-            OSError, ValueError: The contender cannot run on this machine.
-        """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
-        taken, running = json.loads(self._process.stdout.readline())
-        return np.array(taken) / 1e3, running / 1e3
-
-    def end(self) -> None:
-        self._process.communicate()
-
-
 def measure(framework: str) -> None:
     """Measure all contenders of a framework, and print a table."""
-    trainers: dict[str, Trainer] = {}
-    for contender in FRAMEWORKS[framework][1]:
-        if CHOSEN and contender not in ("nothing", *CHOSEN):
-            continue
-        trainer = Trainer(framework, contender)
-        try:
-            trainer.turn(WARM_UP)
-            trainers[contender] = trainer
-        except (OSError, ValueError):
-            print(f"skipping {contender}: it does not start on this machine", file=sys.stderr)
-            trainer.end()
-    taken: dict[str, list[np.ndarray]] = {name: [] for name in trainers}
-    ratios: dict[str, list[float]] = {name: [] for name in trainers if name != "nothing"}
-    added: dict[str, list[float]] = {name: [] for name in ratios}
-    processor: dict[str, list[float]] = {name: [] for name in ratios}
-    pause = threading.Event()
-    for _ in range(ROUNDS):
-        for name, contender_ratios in ratios.items():
-            pause.wait(REST)
-            (without, idle), (durations, running) = (trainers[trainer].turn(STEPS) for trainer in ("nothing", name))
-            taken["nothing"].append(without)
-            taken[name].append(durations)
-            contender_ratios.append(float(np.median(durations) / np.median(without)))
-            added[name].append(float(np.median(durations) - np.median(without)))
-            processor[name].append((running - idle) / STEPS)
-    for trainer in trainers.values():
-        with contextlib.suppress(OSError):
-            trainer.end()
+    contenders = FRAMEWORKS[framework][1]
+    commands = {name: [__file__, framework, name] for name in contenders if not CHOSEN or name in ("nothing", *CHOSEN)}
+    taken, ratios, added, processor = (defaultdict[str, list[Any]](list) for _ in range(4))
+    with start_trainers(commands, WARM_UP) as trainers:
+        for name, without, logged in paired_turns(trainers, ROUNDS, STEPS, REST):
+            taken["nothing"].append(without.durations / 1e3)
+            taken[name].append(logged.durations / 1e3)
+            ratios[name].append(np.median(logged.durations) / np.median(without.durations))
+            added[name].append((np.median(logged.durations) - np.median(without.durations)) / 1e3)
+            processor[name].append((logged.running - without.running) / 1e3 / STEPS)
     table = Table(title=f"A step of {framework} on one CPU thread: microseconds, {ROUNDS} rounds of {STEPS} steps each")
     for column in ("", "p50", "p99", "relative to nothing", "middle half", "added per step", "added processor time"):
         table.add_column(column, justify="right" if column else "left")
-    for name in trainers:
+    for name in taken:
         p50, p99 = np.percentile(np.concatenate(taken[name]), [50, 99])
         row = [name, f"{p50:.0f}", f"{p99:.0f}"]
         if name in ratios:

@@ -15,20 +15,20 @@ calls themselves, independent of other processes' load.
 To shorten the benchmark, set `BENCH_ROUNDS`, `BENCH_STEPS` or `BENCH_CONTENDERS` (names separated by semicolons).
 """
 
-import contextlib
 import io
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import threading
 import time
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from contenders import CONTENDERS, tensormeter_without_agent
 from report import print_paired_table
+from trainers import paired_turns, start_trainers
 
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "30"))
 STEPS = int(os.environ.get("BENCH_STEPS", "300"))
@@ -71,62 +71,18 @@ def serve_turns(contender: str) -> None:
             print(json.dumps([taken, time.thread_time_ns() - running]), file=answers, flush=True)
 
 
-class Trainer:
-    """A contender's process."""
-
-    def __init__(self, contender: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, contender], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            text=True,
-        )  # fmt: skip
-
-    def turn(self, steps: int) -> tuple[np.ndarray, float]:
-        """Train one turn. Return each step's duration and the thread's total processor time, in milliseconds.
-
-        Raises:
-            OSError, ValueError: The contender cannot run on this machine.
-        """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
-        taken, running = json.loads(self._process.stdout.readline())
-        return np.array(taken) / 1e6, running / 1e6
-
-    def end(self) -> None:
-        self._process.communicate()
-
-
 def main() -> int:
     if len(sys.argv) > 1:
         serve_turns(sys.argv[1])
         return 0
-    trainers: dict[str, Trainer] = {}
-    for contender in dict.fromkeys(["nothing", *CHOSEN]):
-        trainer = Trainer(contender)
-        try:
-            trainer.turn(WARM_UP)
-            trainers[contender] = trainer
-        except (OSError, ValueError):
-            print(f"skipping {contender}: it does not start on this machine", file=sys.stderr)
-            trainer.end()
-    taken: dict[str, list[np.ndarray]] = {name: [] for name in trainers}
-    ratios: dict[str, list[float]] = {name: [] for name in trainers if name != "nothing"}
-    processor: dict[str, list[float]] = {name: [] for name in ratios}
-    pause = threading.Event()
-    for _ in range(ROUNDS):
-        for name, contender_ratios in ratios.items():
-            pause.wait(REST)
-            (without, cpu_without), (with_logging, cpu_with_logging) = (
-                trainers[trainer].turn(STEPS) for trainer in ("nothing", name)
-            )
-            taken["nothing"].append(without)
-            taken[name].append(with_logging)
-            contender_ratios.append(float(np.median(with_logging) / np.median(without)))
-            processor[name].append(cpu_with_logging / cpu_without)
-    for trainer in trainers.values():
-        with contextlib.suppress(OSError):
-            trainer.end()
+    taken, ratios, processor = (defaultdict[str, list[Any]](list) for _ in range(3))
+    commands = {name: [__file__, name] for name in dict.fromkeys(["nothing", *CHOSEN])}
+    with start_trainers(commands, WARM_UP) as trainers:
+        for name, without, with_logging in paired_turns(trainers, ROUNDS, STEPS, REST):
+            taken["nothing"].append(without.durations / 1e6)
+            taken[name].append(with_logging.durations / 1e6)
+            ratios[name].append(np.median(with_logging.durations) / np.median(without.durations))
+            processor[name].append(with_logging.running / without.running)
     print_paired_table(
         f"A training step on one CPU thread: milliseconds, {ROUNDS} pairs of turns with {STEPS} steps each",
         {name: np.concatenate(samples) for name, samples in taken.items()},

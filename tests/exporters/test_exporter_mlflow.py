@@ -1,14 +1,11 @@
 """A real MLflow server, read back through MLflow's client."""
 
 import math
-import os
 import re
-import subprocess
-import sys
 
 import pytest
-import urllib3
 
+from support.mlflow_server import serve_mlflow
 from support.otlp import T0
 from support.ports import reserve_port
 from tensormeter.exporter import Accepted, ExporterConfig, Rejected, Retry
@@ -19,35 +16,16 @@ PIXEL = b"\x89PNG not looked into"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, clean_environment, wait_for):
+def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mlflow")
-    port = reserve_port()
-    log = (folder / "log").open("wb")
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1",
-            "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts"),
-        ],
-        env=clean_environment | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        cwd=folder,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )  # fmt: skip
-    http = urllib3.PoolManager(retries=False, timeout=10)
-
-    def healthy():
-        assert process.poll() is None, (folder / "log").read_text()
-        try:
-            return http.request("GET", f"http://127.0.0.1:{port}/health").status == 200
-        except urllib3.exceptions.HTTPError:
-            return False
-
-    wait_for(healthy, "MLflow serves")
-    yield f"http://127.0.0.1:{port}"
-    os.killpg(process.pid, 15)
-    process.wait(300)
-    log.close()
+    options = [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
+    with serve_mlflow(folder, *options) as address:
+        yield address
 
 
 @pytest.fixture(scope="module", autouse=True)

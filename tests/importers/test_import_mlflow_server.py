@@ -3,21 +3,16 @@
 import gzip
 import json
 import math
-import os
-import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-import urllib3
 
 from support.imported_runs import exported_points, import_all, only_run, read_all
-from support.ports import reserve_port
-from support.processes import clean_environment
+from support.mlflow_server import serve_mlflow
 from support.servers import Server
-from support.waiting import wait_for
 from tensormeter.exporter import Accepted, ExporterConfig, Request, load_exporter
 from tensormeter.importers.mlflow.server import ServerStore
 from tensormeter.importers.registry import SourceError
@@ -90,26 +85,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(folder, tmp_path_factory):
     """Address of an MLflow server with that folder."""
-    work, port = tmp_path_factory.mktemp("server"), reserve_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"file://{folder}", "--no-serve-artifacts"]
-    with (work / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, env=clean_environment(), cwd=work, stdout=log, stderr=log, start_new_session=True
-        )
-    http = urllib3.PoolManager(retries=False, timeout=10)
-
-    def healthy():
-        assert process.poll() is None, (work / "log").read_text()
-        try:
-            return http.request("GET", f"http://127.0.0.1:{port}/health").status == 200
-        except urllib3.exceptions.HTTPError:
-            return False
-
-    wait_for(healthy, "MLflow serves")
-    yield f"http://127.0.0.1:{port}"
-    os.killpg(process.pid, 15)
-    process.wait(300)
+    options = ["--backend-store-uri", f"file://{folder}", "--no-serve-artifacts"]
+    with serve_mlflow(tmp_path_factory.mktemp("server"), *options) as address:
+        yield address
 
 
 @pytest.fixture(scope="module", params=["folder", "server"])

@@ -43,6 +43,8 @@ def explicit_buckets(
         ``(bounds[i - 1], bounds[i]]``. The first bucket has no lower bound, and the last bucket has no upper bound. Both lists
         are empty if there are no values.
     """
+    if not (zero_count or positive[1].any() or negative[1].any()):
+        return [], []
     while max_buckets is not None and len(positive[1]) + len(negative[1]) > max(max_buckets, 2):
         positive, negative, scale = _halve(*positive), _halve(*negative), scale - 1
     threshold = zero_threshold if zero_threshold > 0 else 0.0
@@ -62,7 +64,7 @@ def explicit_buckets(
     counts += up_counts
     if up:
         counts.append(0)
-    return increasing(bounds, counts) if bounds else ([], [])
+    return increasing(bounds, counts)
 
 
 def _beyond(first: int, counts: NDArray[np.uint64], scale: int, limit: float) -> tuple[list[float], list[int], int]:

@@ -9,9 +9,10 @@ import numpy as np
 
 from tensormeter.conventions.limits import IMAGE_BYTES, MEDIA_BYTES, TABLE_BYTES, TEXT_BYTES
 from tensormeter.conventions.media_types import content_type_of
+from tensormeter.importers.confined_folder import ConfinedFolder
 from tensormeter.importers.plain_values import plain_value
+from tensormeter.importers.registry import SourceError
 from tensormeter.importers.run_requests import ItemKind, RunRequests
-from tensormeter.importers.safe_files import UnsafePathError, read_inside
 from tensormeter.importers.tally import Tally
 from tensormeter.otlp.document import parse_document
 from tensormeter.otlp.media import Image
@@ -47,7 +48,7 @@ class RunMedia:
         """
         self._requests = requests
         self._tally = tally
-        self._folder = folder
+        self._folder = ConfinedFolder(folder)
         self._charts = charts
 
     def add(self, key: str, step: int, time: int, item: Mapping[str, Any]) -> None:
@@ -67,12 +68,12 @@ class RunMedia:
                 self._file(kind, key, step, time, item)
             else:
                 self._tally.leave_out(f"W&B objects of type {kind}")
-        except UnsafePathError as error:
+        except SourceError as error:
             self._tally.leave_out(f"W&B objects of type {kind} without a readable file")
-            self._tally.report(f"{self._folder}: left out {key!r} at step {step}, {error}")
+            self._tally.report(f"{self._folder.root}: left out {key!r} at step {step}, {error}")
         except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
             self._tally.leave_out(f"damaged W&B objects of type {kind}")
-            self._tally.report(f"{self._folder}: left out {key!r} at step {step}, {type(error).__name__}: {error}")
+            self._tally.report(f"{self._folder.root}: left out {key!r} at step {step}, {type(error).__name__}: {error}")
 
     def _histogram(self, key: str, step: int, time: int, item: Mapping[str, Any]) -> None:
         counts, edges = item.get("values"), item.get("bins")
@@ -158,7 +159,7 @@ class RunMedia:
         return cell if isinstance(cell, bool | int | float | str) else None
 
     def _read(self, item: Mapping[str, Any], limit: int) -> bytes:
-        return read_inside(self._folder, _text(item.get("path")), limit)
+        return self._folder.read(_text(item.get("path")), limit)
 
 
 def _text(value: Any) -> str:

@@ -12,11 +12,11 @@ from google.protobuf.message import DecodeError
 
 from tensormeter.conventions.nesting import flatten
 from tensormeter.conventions.semconv import ARTIFACT_EVENT, GPU_MODELS, MEDIA_KEY, RUN_CONFIG, STEP_METRIC
+from tensormeter.importers.confined_folder import ConfinedFolder
 from tensormeter.importers.plain_values import plain_document
 from tensormeter.importers.point_block import PointBlock
 from tensormeter.importers.registry import ImportContext, SourceError
 from tensormeter.importers.run_requests import RunRequests, RunState
-from tensormeter.importers.safe_files import read_inside
 from tensormeter.importers.tally import Tally
 from tensormeter.importers.wandb.charts import charts_of
 from tensormeter.importers.wandb.history import History, nested_document
@@ -144,8 +144,10 @@ class WandbRun:
     def _metadata(self) -> Any:
         """Return the environment from `wandb-metadata.json`, which older versions of wandb write, or None."""
         try:
-            document = parse_document(read_inside(self.path.parent / "files", "wandb-metadata.json", _LARGEST_METADATA))
-        except ValueError:
+            document = parse_document(
+                ConfinedFolder(self.path.parent / "files").read("wandb-metadata.json", _LARGEST_METADATA)
+            )
+        except (SourceError, ValueError):
             return None
         if not isinstance(document, Mapping):
             return None
