@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import time
 
 import numpy as np
 import pytest
@@ -15,11 +16,12 @@ from tensormeter.server.alerts import followed
 from tensormeter.server.alerts.config import AlertConfig, Rule, load_alert_config
 from tensormeter.server.alerts.detectors import make_detector
 from tensormeter.server.alerts.watcher import Watcher
+from tensormeter.server.alerts.webhook import Webhook
 from tensormeter.server.store import RunRef
 from tensormeter.server.store.models.event_query import EventQuery
 from tensormeter.server.store.sqlite.store import SqliteStore
 
-T0 = 1_750_000_000_000_000_000
+T0 = (int(time.time()) - 3600) * 10**9
 SECOND = 10**9
 
 
@@ -308,6 +310,28 @@ def test_a_webhook_is_told_again_until_it_listens(start, make, tmp_path, eventua
     finally:
         receiver.stop()
         elsewhere.stop()
+
+
+def test_imported_runs_raise_no_alerts(watched, eventually):
+    receiver = Http()
+    webhook = Webhook(watched.store, receiver.url)
+    try:
+        imported = -2 * 86_400
+        watched.rows(imported, [0.5, math.nan, *[0.5] * 30, 9.0], run="imported")
+        old = Event("tensormeter.alert", T0 + imported * SECOND, {"title": "imported"}, {})
+        new = Event("tensormeter.alert", T0, {"title": "new"}, {})
+        for alert in (old, new):
+            watched.store.raise_alert(RunRef("r"), alert)
+        watched.watcher.check()
+        assert watched.alerts("imported") == []
+        watched.now = 1e6
+        watched.watcher.check()
+        assert watched.alerts("imported") == []  # and it has not stalled
+        eventually(lambda: receiver.accepted)
+        assert [json.loads(body)["alert"]["title"] for body in receiver.accepted] == ["new"]
+    finally:
+        webhook.stop()
+        receiver.stop()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,10 @@ from urllib.parse import urlsplit
 from tensormeter.conventions.semconv import DROPPED
 from tensormeter.errors import SettingsError, join_choices
 
-__all__ = ["AlertConfig", "Rule", "load_alert_config"]
+__all__ = ["MAX_AGE", "AlertConfig", "Rule", "load_alert_config"]
+
+MAX_AGE: Final = 86_400 * 10**9
+"""Maximum age in nanoseconds of what raises alerts: imported runs must not wake anyone."""
 
 Kind = Literal["nan", "spike", "stall", "threshold"]
 

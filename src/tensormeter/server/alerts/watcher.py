@@ -12,7 +12,7 @@ import numpy as np
 
 from tensormeter.conventions.semconv import ALERT_EVENT, ALERT_KIND, ALERT_SOURCE, MEDIA_KEY, STEP_METRIC
 from tensormeter.otlp.batch import Event
-from tensormeter.server.alerts.config import Rule
+from tensormeter.server.alerts.config import MAX_AGE, Rule
 from tensormeter.server.alerts.followed import MAX_METRICS, Followed, SeriesKey
 from tensormeter.server.store import (
     Change,
@@ -217,6 +217,7 @@ class Watcher:
         if not len(points):
             return
         is_finite = not points.non_finite().any()
+        oldest = time.time_ns() - MAX_AGE
         for number, followed in state.followed.items():
             if series.metric not in followed.metrics:
                 continue
@@ -228,10 +229,11 @@ class Watcher:
             state.last_times[key] = int(points.times[-1])
             for index, value in enumerate(points.floats().tolist()):
                 message = detector(value)
-                # A complete reading may contain old points. In that case, update the detectors without raising
-                # alerts.
-                if message is not None and reading.complete is False and self._is_due(state, series.metric, number):
-                    moment = int(points.times[index])
+                moment = int(points.times[index])
+                # A complete reading may contain points that were checked before. For these and for imported points,
+                # update the detectors without raising alerts.
+                is_new = reading.complete is False and moment >= oldest
+                if message is not None and is_new and self._is_due(state, series.metric, number):
                     self._raise(
                         ref,
                         rule.kind,
@@ -253,8 +255,9 @@ class Watcher:
         return True
 
     def _update_pace(self, ref: RunRef, state: _RunState, reading: Reading) -> None:
+        oldest = time.time_ns() - MAX_AGE
         for series in reading.series:
-            if series.metric == STEP_METRIC:
+            if series.metric == STEP_METRIC and len(series.points) and series.points.times[-1] >= oldest:
                 pace = state.pace.setdefault(series.process, _Pace())
                 newest = pace.times[-1] if pace.times else 0
                 pace.times = [*pace.times, *(t for t in series.points.times.tolist() if t > newest)][-_STEPS:]

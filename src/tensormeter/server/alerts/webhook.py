@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ import urllib3
 
 from tensormeter.errors import StoreError
 from tensormeter.retrying import exponential_delays, retry_delay
+from tensormeter.server.alerts.config import MAX_AGE
 from tensormeter.server.store import RunRef, Store, StoredEvent
 
 __all__ = ["Webhook"]
@@ -67,7 +69,14 @@ class Webhook:
     def _deliver(self) -> None:
         next_id = self._store.mark(self._watermark)
         for ref, event in self._store.alerts(next_id - 1, 100):
-            if not self._send(ref, event):
+            if event.time < time.time_ns() - MAX_AGE:
+                _log.info(
+                    "tensormeter: webhook %s: skipped alert %d of run %r: it is older than a day",
+                    self._host,
+                    event.id,
+                    ref.run_id,
+                )
+            elif not self._send(ref, event):
                 return
             self._store.mark(self._watermark, event.id + 1)
 
