@@ -6,6 +6,7 @@ import threading
 import weakref
 from array import array
 
+import numpy as np
 import pytest
 
 _writer = pytest.importorskip("tensormeter.record.rows._writer", reason="the C writer could not be compiled")
@@ -54,6 +55,30 @@ def test_a_row_is_mark_time_step_values_mark():
     assert words.handed_on == []
 
 
+def test_numpy_scalars_and_booleans_are_written_like_python_numbers():
+    words = Words()
+    rows = [
+        ({"a": np.float64(1.5), "b": np.int64(-7)}, {"a": 1.5, "b": -7}),
+        ({"a": np.float32(0.1), "b": np.uint8(255)}, {"a": float(np.float32(0.1)), "b": 255}),
+        ({"a": np.float16("inf"), "b": np.int32(3)}, {"a": float("inf"), "b": 3}),
+        ({"a": np.int16(-4), "b": 1 << 62}, {"a": -4.0, "b": 1 << 62}),
+        ({"a": True, "b": 0}, {"a": 1.0, "b": 0}),
+    ]
+    for number, (scalars, plain) in enumerate(rows):
+        words.write(scalars, np.int64(number))
+        words.write(plain, number)
+        assert words.row(2 * number)[2:5] == words.row(2 * number + 1)[2:5]
+    assert words.last_step[0] == len(rows) - 1
+    assert words.handed_on == []
+
+
+class Doubled(float):
+    """A float whose conversion is Python code."""
+
+    def __float__(self):
+        return 2 * float.__float__(self)
+
+
 class Loud(dict):
     def __getitem__(self, key):
         raise AssertionError(key)
@@ -78,7 +103,13 @@ class Collides:
         (({"a": 1.0, "b": 1.0},), {}),
         (({"a": 1.0, "b": 1 << 63},), {}),
         (({"a": (1 << 53) + 1, "b": 1},), {}),
-        (({"a": True, "b": 1},), {}),
+        (({"a": 1.0, "b": True},), {}),
+        (({"a": 1.0, "b": np.float64(1)},), {}),
+        (({"a": 1.0, "b": np.uint64(1 << 63)},), {}),
+        (({"a": np.int64((1 << 53) + 1), "b": 1},), {}),
+        (({"a": np.array(1.0), "b": 1},), {}),
+        (({"a": np.complex64(1), "b": 1},), {}),
+        (({"a": Doubled(1.0), "b": 1},), {}),
         (({"a": "x", "b": 1},), {}),
         ((Loud(a=1.0, b=1),), {}),
         (([1.0, 1],), {}),

@@ -17,33 +17,63 @@
 #define SHORTEST_DURATION_BITS 6
 #define DURATION_BUCKETS 26
 
+// Convert a Python number to the word of a column. Returns 0 if the type is unexpected or the integer is too large.
+static inline int
+as_plain_word(PyObject *value, char code, int64_t *word)
+{
+    double number;
+    if (code == 'd' && PyFloat_CheckExact(value)) {
+        number = PyFloat_AS_DOUBLE(value);
+    } else if (PyLong_CheckExact(value)) {
+        int overflow;
+        const int64_t integer = PyLong_AsLongLongAndOverflow(value, &overflow);
+        if (code != 'd') {
+            *word = integer;
+            return !overflow;
+        }
+        if (overflow || integer < -EXACT_INT || integer > EXACT_INT) {
+            return 0;
+        }
+        number = (double)integer;
+    } else if (code == 'd' && PyBool_Check(value)) {
+        number = value == Py_True;
+    } else {
+        return 0;
+    }
+    memcpy(word, &number, sizeof number);
+    return 1;
+}
+
+// The same for a NumPy scalar. NumPy's own types are static and their conversions are C functions, so no Python code runs.
+static int
+as_numpy_word(PyObject *value, char code, int64_t *word)
+{
+    const PyTypeObject *type = Py_TYPE(value);
+    if ((type->tp_flags & Py_TPFLAGS_HEAPTYPE) || type->tp_as_number == NULL || strncmp(type->tp_name, "numpy.", 6) != 0) {
+        return 0;
+    }
+    const char *name = type->tp_name + 6;
+    unaryfunc convert = NULL;
+    if (strncmp(name, "float", 5) == 0) {
+        convert = type->tp_as_number->nb_float;
+    } else if (strncmp(name, "int", 3) == 0 || strncmp(name, "uint", 4) == 0) {
+        convert = type->tp_as_number->nb_int;
+    }
+    PyObject *number = convert == NULL ? NULL : convert(value);
+    if (number == NULL) {
+        PyErr_Clear();
+        return 0;
+    }
+    const int converted = as_plain_word(number, code, word);
+    Py_DECREF(number);
+    return converted;
+}
+
 // Convert one value to the word of a column. Returns 0 if the type is unexpected or the integer is too large.
 static inline int
 as_word(PyObject *value, char code, int64_t *word)
 {
-    if (code == 'd') {
-        double number;
-        if (PyFloat_CheckExact(value)) {
-            number = PyFloat_AS_DOUBLE(value);
-        } else if (PyLong_CheckExact(value)) {
-            int overflow;
-            int64_t integer = PyLong_AsLongLongAndOverflow(value, &overflow);
-            if (overflow || integer < -EXACT_INT || integer > EXACT_INT) {
-                return 0;
-            }
-            number = (double)integer;
-        } else {
-            return 0;
-        }
-        memcpy(word, &number, sizeof number);
-        return 1;
-    }
-    if (!PyLong_CheckExact(value)) {
-        return 0;
-    }
-    int overflow;
-    *word = PyLong_AsLongLongAndOverflow(value, &overflow);
-    return !overflow;
+    return as_plain_word(value, code, word) || as_numpy_word(value, code, word);
 }
 
 static inline int64_t
