@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +25,8 @@ class Http:
         self.accepted = []
         """The bodies that were answered with 200."""
         self.answers = []
+        self.limit = sys.maxsize
+        """Size of the largest body; larger ones are answered with 413."""
         http = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -32,7 +35,8 @@ class Http:
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 http.received.append((self.path, {key.lower(): value for key, value in self.headers.items()}, body))
-                status, headers, answer = http.answers.pop(0) if http.answers else (200, {}, b"")
+                usual = 200 if len(body) <= http.limit else 413
+                status, headers, answer = http.answers.pop(0) if http.answers else (usual, {}, b"")
                 if status == 200:
                     http.accepted.append(body)
                 self.send_response(status)

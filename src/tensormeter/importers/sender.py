@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import queue
+import sys
 import threading
 from typing import Final, Protocol
 
@@ -17,9 +18,11 @@ from tensormeter.exporter import (
     Request,
     Retry,
     Signal,
+    TooLarge,
     load_exporter,
 )
 from tensormeter.importers.tally import Tally
+from tensormeter.otlp.halving import halve
 from tensormeter.retrying import exponential_delays, retry_delay
 from tensormeter.settings import Settings
 
@@ -97,6 +100,7 @@ class ServerSender:
         self._stop = threading.Event()
         self._durability: Durability | None = None
         self._restarted = False
+        self._too_large = sys.maxsize  # size of the smallest compressed body that was refused for its size
         self._thread: threading.Thread | None = None
 
     def send(self, signal: Signal, body: bytes, items: int) -> None:
@@ -149,16 +153,30 @@ class ServerSender:
                 self._queue.task_done()
 
     def _deliver(self, signal: Signal, body: bytes, items: int) -> None:
+        compressed = gzip.compress(body, 1, mtime=0)
+        if len(compressed) >= self._too_large and self._deliver_halves(signal, body):
+            return
         digest = hashlib.sha256(signal.encode() + body).hexdigest()[:32]
-        request = Request(f"import-{digest}", signal, gzip.compress(body, 1, mtime=0), items)
+        request = Request(f"import-{digest}", signal, compressed, items)
         match self._export(request):
             case Accepted(rejected, message, durability):
                 self._note(durability)
                 self._refuse(rejected, message)
             case Rejected(reason):
                 self._refuse(items, reason)
+            case TooLarge(reason):
+                self._too_large = min(self._too_large, len(compressed))
+                if not self._deliver_halves(signal, body):
+                    self._refuse(items, reason)
             case outcome:
                 raise TensormeterError(f"{outcome.reason}; run the same command again to continue")
+
+    def _deliver_halves(self, signal: Signal, body: bytes) -> bool:
+        """Send a request in two parts, and return whether it has more than one item."""
+        pair = halve(signal, body)
+        for half in pair or ():
+            self._deliver(signal, half.message.SerializeToString(), half.items)
+        return pair is not None
 
     def _export(self, request: Request) -> Outcome:
         delays = exponential_delays(0.5, _LONGEST_RETRY_AFTER)

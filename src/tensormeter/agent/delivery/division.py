@@ -33,9 +33,11 @@ from typing import Any, Final
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
-from tensormeter.agent.spool.request_editing import halves, keep_metrics, keep_points, pack
+from tensormeter.agent.spool.request_editing import pack
 from tensormeter.exporter import Request
+from tensormeter.otlp import halving
 from tensormeter.otlp.batch import STEP_METRIC
+from tensormeter.otlp.point_selection import keep_metrics, keep_points
 
 __all__ = ["Division", "Kind", "Piece", "divide", "divide_off", "halve", "piece_of", "resume"]
 
@@ -194,8 +196,15 @@ def _parts(piece: Piece, division: Division) -> list[Piece] | None:
         return _off(piece, division.kinds[0])
     if division.kinds:
         return _by_kind(piece, division.kinds)
-    pair = halves(piece.request)
-    return pair and [piece_of(half, keeps_steps=piece.keeps_steps) for half in pair]
+    request = piece.request
+    pair = halving.halve(request.signal, gzip.decompress(request.body))
+    return pair and [
+        piece_of(
+            Request(f"{request.id}.{number}", request.signal, pack(half.message), half.items),
+            keeps_steps=piece.keeps_steps,
+        )
+        for number, half in enumerate(pair)
+    ]
 
 
 def _with_steps(part: Piece, steps: Any) -> Piece:
@@ -208,7 +217,7 @@ def _with_steps(part: Piece, steps: Any) -> Piece:
     }
     own = type(steps)()
     own.CopyFrom(steps)
-    keep_points(own, lambda point: point.time_unix_nano in times)
+    keep_points(own, lambda _, point: point.time_unix_nano in times)
     message.MergeFrom(own)
     return Piece(dataclasses.replace(part.request, body=pack(message)), part.items, part.rows, keeps_steps=True)
 

@@ -1,10 +1,8 @@
-"""Editing of encoded requests that are too large or do not fit into a full spool.
+"""Reduction of encoded requests that do not fit into a full spool.
 
-`halves` splits an oversized request in two. `thinned` and `condensed` join and reduce requests that do not fit into a
-full spool. All three accept OTLP messages with any kind of point, and return the same bytes for the same input.
-
-The points of a row have the same time. `halves` keeps them together. `thinned` and `condensed` choose the points of each
-series, so that a series which only some rows contain is thinned evenly too, and keep the step of each point that remains.
+`thinned` and `condensed` accept metrics with any kind of point, and return the same bytes for the same input. They choose
+the points of each series, so that a series which only some rows contain is thinned evenly too, and keep the step of each
+point that remains.
 """
 
 import gzip
@@ -13,20 +11,15 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
 
 from tensormeter.conventions.semconv import STEP_METRIC
-from tensormeter.exporter import Request
+from tensormeter.otlp.point_selection import data_of, drop_items, parse_metrics
 
 __all__ = [
     "Reduced",
     "SeriesKey",
     "condensed",
-    "halves",
-    "keep_metrics",
-    "keep_points",
     "last_times",
     "pack",
     "thinned",
@@ -53,25 +46,6 @@ class Reduced(NamedTuple):
     body: bytes
     items: int
     lost: int
-
-
-def halves(request: Request) -> tuple[Request, Request] | None:
-    """Return the two halves of a request, whose IDs are derived from its ID; return None for a single item.
-
-    A request with several rows is divided between two rows, and a single row between two points.
-
-    Raises:
-        DecodeError, OSError: The body cannot be decompressed or decoded.
-    """
-    body = gzip.decompress(request.body)
-    split = _halve_logs(body) if request.signal == "logs" else _halve_metrics(body)
-    if split is None:
-        return None
-    first, second = (
-        Request(f"{request.id}.{number}", request.signal, pack(message), items)
-        for number, (message, items) in enumerate(split)
-    )
-    return first, second
 
 
 def thinned(bodies: Sequence[bytes], later: Mapping[SeriesKey, int] = MappingProxyType({})) -> Reduced:
@@ -106,12 +80,12 @@ def last_times(body: bytes) -> dict[SeriesKey, int]:
     Raises:
         DecodeError, OSError, EOFError, zlib.error: The body cannot be decompressed or decoded.
     """
-    message = _parse_metrics(gzip.decompress(body))
+    message = parse_metrics(gzip.decompress(body))
     times: dict[SeriesKey, int] = {}
     for resource in message.resource_metrics:
         for scope in resource.scope_metrics:
             for metric in scope.metrics:
-                points = _data(metric).data_points
+                points = data_of(metric).data_points
                 for attributes, positions in _by_attributes(points).items():
                     key = _name(metric), attributes
                     times[key] = max(times.get(key, 0), *(points[position].time_unix_nano for position in positions))
@@ -121,60 +95,6 @@ def last_times(body: bytes) -> dict[SeriesKey, int]:
 def pack(message: Any) -> bytes:
     """Return a message as a request body. Equal messages give equal bytes."""
     return gzip.compress(message.SerializeToString(), _GZIP_LEVEL, mtime=0)
-
-
-def keep_metrics(message: Any, wanted: Callable[[Any], bool]) -> None:
-    """Remove a request's unwanted and empty metrics, and then scopes and resources without metrics."""
-    for resource in message.resource_metrics:
-        for scope in resource.scope_metrics:
-            _drop_empty(scope.metrics, lambda metric: metric.WhichOneof("data") is not None and wanted(metric))
-        _drop_empty(resource.scope_metrics, lambda scope: bool(scope.metrics))
-    _drop_empty(message.resource_metrics, lambda resource: bool(resource.scope_metrics))
-
-
-def keep_points(message: Any, wanted: Callable[[Any], bool]) -> None:
-    """Remove a request's unwanted points, and then metrics, scopes and resources without points."""
-    _keep(message, lambda _, point: wanted(point))
-
-
-def _halve_logs(body: bytes) -> list[tuple[Any, int]] | None:
-    first, second = ExportLogsServiceRequest.FromString(body), ExportLogsServiceRequest.FromString(body)
-    total = sum(len(scope.log_records) for resource in first.resource_logs for scope in resource.scope_logs)
-    if total < 2:
-        return None
-    for message, wanted in ((first, range(total // 2)), (second, range(total // 2, total))):
-        number = 0
-        for resource in message.resource_logs:
-            for scope in resource.scope_logs:
-                kept = []
-                for record in scope.log_records:
-                    if number in wanted:
-                        kept.append(record)
-                    number += 1
-                _replace(scope.log_records, kept)
-            _drop_empty(resource.scope_logs, lambda scope: bool(scope.log_records))
-        _drop_empty(message.resource_logs, lambda resource: bool(resource.scope_logs))
-    return [(first, total // 2), (second, total - total // 2)]
-
-
-def _halve_metrics(body: bytes) -> list[tuple[Any, int]] | None:
-    first, second = _parse_metrics(body), _parse_metrics(body)
-    times = sorted({point.time_unix_nano for point in _all_points(first)})
-    if len(times) > 1:
-        border = times[len(times) // 2]
-        counts = (
-            _keep(first, lambda _, point: point.time_unix_nano < border),
-            _keep(second, lambda _, point: point.time_unix_nano >= border),
-        )
-    else:  # a single row
-        total = len(_all_points(first))
-        if total < 2:
-            return None
-        counts = (
-            _keep(first, lambda number, _: number < total // 2),
-            _keep(second, lambda number, _: number >= total // 2),
-        )
-    return [(first, counts[0]), (second, counts[1])]
 
 
 def _reduced(
@@ -187,7 +107,7 @@ def _reduced(
     `unwanted` receives the times of every second row, and those of a series' points in ascending order.
     """
     # Concatenated protobuf messages are one message, whose repeated fields contain the items of both.
-    message = _parse_metrics(b"".join(map(gzip.decompress, bodies)))
+    message = parse_metrics(b"".join(map(gzip.decompress, bodies)))
     _join_resources(message)
     items = lost = 0
     for resource in message.resource_metrics:
@@ -198,17 +118,17 @@ def _reduced(
             if metric.name == STEP_METRIC:
                 continue
             lost += len(removed := _superfluous(metric, later, partial(unwanted, odd)))
-            _remove(_data(metric).data_points, removed)
+            _remove(data_of(metric).data_points, removed)
             kept_times.update(_times(metric))
         for metric in metrics:
             if metric.name == STEP_METRIC:
                 times = _times(metric)
                 last = max(times, default=0)
                 needed = kept_times | ({last} if later.get((_name(metric), b""), 0) <= last else set())
-                _remove(_data(metric).data_points, {at for at, time in enumerate(times) if time not in needed})
-            items += len(_data(metric).data_points)
+                _remove(data_of(metric).data_points, {at for at, time in enumerate(times) if time not in needed})
+            items += len(data_of(metric).data_points)
         for scope in resource.scope_metrics:
-            _drop_empty(scope.metrics, lambda metric: bool(_data(metric).data_points))
+            drop_items(scope.metrics, lambda metric: bool(data_of(metric).data_points))
     return Reduced(pack(message), items, lost)
 
 
@@ -216,7 +136,7 @@ def _superfluous(
     metric: Any, later: Mapping[SeriesKey, int], unwanted: Callable[[Sequence[int]], Iterable[int]]
 ) -> set[int]:
     """Return the positions of a metric's points to remove. Parts of totals and last points are none of them."""
-    points = _data(metric).data_points
+    points = data_of(metric).data_points
     if len(points) == 1 or _temporality(metric) == _DELTA:
         return set()
     times = _times(metric)
@@ -230,7 +150,7 @@ def _superfluous(
 
 
 def _times(metric: Any) -> list[int]:
-    return [point.time_unix_nano for point in _data(metric).data_points]
+    return [point.time_unix_nano for point in data_of(metric).data_points]
 
 
 def _every_second(odd: Collection[int], times: Sequence[int]) -> list[int]:
@@ -243,46 +163,8 @@ def _every_second(odd: Collection[int], times: Sequence[int]) -> list[int]:
     ]
 
 
-def _keep(message: Any, wanted: Callable[[int, Any], bool]) -> int:
-    """Remove unwanted points, and metrics, scopes and resources without points. Return the number of remaining points.
-
-    `wanted` receives a point's number and the point.
-    """
-    number = kept_points = 0
-    for resource in message.resource_metrics:
-        for scope in resource.scope_metrics:
-            for metric in scope.metrics:
-                points = _data(metric).data_points
-                kept = []
-                for point in points:
-                    if wanted(number, point):
-                        kept.append(point)
-                    number += 1
-                kept_points += len(kept)
-                _replace(points, kept)
-            _drop_empty(scope.metrics, lambda metric: bool(_data(metric).data_points))
-        _drop_empty(resource.scope_metrics, lambda scope: bool(scope.metrics))
-    _drop_empty(message.resource_metrics, lambda resource: bool(resource.scope_metrics))
-    return kept_points
-
-
-def _all_points(message: Any) -> list[Any]:
-    """Return the points of all metrics."""
-    return [
-        point
-        for resource in message.resource_metrics
-        for scope in resource.scope_metrics
-        for metric in scope.metrics
-        for point in _data(metric).data_points
-    ]
-
-
 def _name(metric: Any) -> str:
     return f"{metric.WhichOneof('data')} {metric.name}"
-
-
-def _data(metric: Any) -> Any:
-    return getattr(metric, metric.WhichOneof("data"))
 
 
 def _temporality(metric: Any) -> int | None:
@@ -306,7 +188,7 @@ def _join_resources(message: Any) -> None:
     for resource in message.resource_metrics:
         _join(resource.scope_metrics, lambda entry: _header(entry, entry.scope), lambda entry: entry.metrics)
         for scope in resource.scope_metrics:
-            _join(scope.metrics, _description, lambda metric: _data(metric).data_points)
+            _join(scope.metrics, _description, lambda metric: data_of(metric).data_points)
 
 
 def _header(entry: Any, header: Any) -> tuple[object, ...]:
@@ -341,27 +223,3 @@ def _remove(repeated: Any, positions: Collection[int]) -> None:
         if position - 1 not in positions:
             del repeated[position:end]
             end = 0
-
-
-def _parse_metrics(body: bytes) -> Any:
-    message = ExportMetricsServiceRequest.FromString(body)
-    for resource in message.resource_metrics:
-        for scope in resource.scope_metrics:
-            _drop_empty(scope.metrics, lambda metric: metric.WhichOneof("data") is not None)
-    return message
-
-
-def _drop_empty(repeated: Any, full: Callable[[Any], bool]) -> None:
-    if not all(full(item) for item in repeated):
-        _replace(repeated, [item for item in repeated if full(item)])
-
-
-def _replace(repeated: Any, items: list[Any]) -> None:
-    """Replace the items of a repeated field. They are copied first, because clearing the field deletes its items."""
-    copies = []
-    for item in items:
-        copy = type(item)()
-        copy.CopyFrom(item)
-        copies.append(copy)
-    del repeated[:]
-    repeated.extend(copies)
