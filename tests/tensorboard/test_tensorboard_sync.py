@@ -120,6 +120,7 @@ def test_writers_of_several_folders_and_threads_are_recorded(recorded):
 
 
 def test_two_runs_record_the_same_writer_until_each_stops(recorded):
+    original = EventFileWriter.add_event
     first, second = (tensormeter.init("sync", name=name) for name in ("first", "second"))
     stops = [sync.start(run) for run in (first, second)]
     with SummaryWriter("logs") as writer:
@@ -127,6 +128,7 @@ def test_two_runs_record_the_same_writer_until_each_stops(recorded):
         stops[0]()
         writer.add_scalar("a", 2.0, 1)
         second.finish()
+        assert EventFileWriter.add_event is original
         writer.add_scalar("a", 3.0, 2)
     stops[1]()
     first.finish()

@@ -3,12 +3,15 @@
 import copy
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +23,7 @@ from support.stored_points import points_of
 from support.waiting import wait_for
 from tensormeter.client import Client
 from tensormeter.client.run import StoredRun
+from tensormeter.session import open_runs
 
 Stored = Callable[[str], StoredRun]
 
@@ -207,14 +211,19 @@ def test_a_forked_child_logs_to_the_run_and_may_start_its_own(online: Stored) ->
     wandb.log({"a": 1})
 
     def child() -> None:
-        wandb.log({"in child": 2})
+        signal.alarm(30)
+        wandb.log({"in child": 2.0, "nested": {}})
         with wandb.init(id="child-run", project="children") as run:
             run.log({"b": 3})
         tensormeter.finish()
 
-    call_in_child(child)
+    wandb.log({"waiting": 1}, commit=False)
+    with wandb.run._lock, ThreadPoolExecutor(1) as other_thread:  # the lock is not this thread's in the child
+        other_thread.submit(call_in_child, child).result()
     wandb.finish()
-    assert points_of(online("parent"))["in child"] == [(1, 2)]
+    points = points_of(online("parent"))
+    assert points["in child"] == [(1, 2)]
+    assert points["waiting"] == [(1, 1)]
     assert points_of(online("child-run"))["b"] == [(0, 3)]
 
 
@@ -259,11 +268,19 @@ def test_explicit_steps_of_a_resumed_run_are_kept(online: Stored, caplog: pytest
 def test_auto_resumes_a_run_that_did_not_finish(place: Path) -> None:
     first = wandb.init(resume="auto")
     first.finish(exit_code=1)
+    wandb.init(resume="auto", mode="disabled").finish()
     second = wandb.init(resume=True)
     assert second.id == first.id
-    second.finish()
+    open_runs.finish_all()  # as at the end of the process
     third = wandb.init(resume="auto")
     assert third.id != first.id
+
+
+def test_a_resume_file_that_cannot_be_deleted_causes_a_warning(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with wandb.init(resume="auto") as run:
+        (place / "wandb" / "wandb-resume.json").unlink()
+        (place / "wandb" / "wandb-resume.json").mkdir()
+    assert f"will continue run {run.id}, although it has finished" in caplog.text
 
 
 def test_a_run_rewinds_to_a_step(online: Stored) -> None:
@@ -295,6 +312,14 @@ def test_a_run_of_tensormeter_is_the_current_run(online: Stored) -> None:
         assert wandb.run.step == 9
     assert wandb.run is None
     assert points_of(online("adopted"))["own"] == [(8, 2)]
+
+
+def test_after_the_end_of_its_run_it_logs_to_a_run_of_tensormeter(online: Stored) -> None:
+    wandb.init(id="ended")
+    tensormeter.finish()
+    with tensormeter.init(id="after-ended"):
+        wandb.log({"a": 1})
+    assert points_of(online("after-ended")) == {"a": [(0, 1)]}
 
 
 def test_configuration_before_init_goes_into_the_run(online: Stored) -> None:
@@ -400,13 +425,37 @@ def test_functions_without_a_run_warn_once(caplog: pytest.LogCaptureFixture) -> 
         assert caplog.text.count(f"wandb.{name}: there is no unfinished run") == 1
 
 
+class _Broken(Mapping[str, float]):
+    """A mapping that cannot be read."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise OSError("no keys")
+
+    def __len__(self) -> int:
+        raise OSError("no length")
+
+    def __getitem__(self, key: str) -> float:
+        raise OSError("no values")
+
+
 def test_odd_data_causes_a_warning_only(online: Stored, caplog: pytest.LogCaptureFixture) -> None:
+    import pandas as pd
+
+    circle: dict[str, Any] = {"inner": 1}
+    circle |= {"a": circle, "b": circle}
     with wandb.init(id="odd"):
         wandb.log(3)
+        wandb.log(pd.DataFrame({"a": [1.0]}))
+        wandb.log(_Broken())
+        wandb.log({"broken": _Broken(), "circle": circle, "whole": 1})
         wandb.log({"a": 1, 2: 3}, step="x")
         wandb.log({"b": 1}, step=2.0)
-    assert points_of(online("odd"))["b"] == [(2, 1)]
-    assert "wandb" in caplog.text or "log" in caplog.text
+    points = points_of(online("odd"))
+    assert points["b"] == [(2, 1)]
+    assert "circle.inner" in points
+    assert "whole" in points
+    for noun in ("_Broken", "broken", "circle.a"):
+        assert f"{noun}" in caplog.text
 
 
 def test_a_run_survives_pickling() -> None:

@@ -371,7 +371,7 @@ def _after_fork() -> None:
         provider._forget_after_fork()
 
 
-def _before_finish(run: Run) -> None:
+def _before_finish(run: Run, state: str) -> None:
     for provider in list(_providers):
         provider._before_finish(run)
 

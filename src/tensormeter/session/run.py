@@ -424,7 +424,7 @@ class Run:
         """
         if not self._finished:
             for prepare in before_finish:
-                prepare(self)
+                prepare(self, outcome.state)
         process = self._process if self._process is not None and self._process.is_this else None
         # When one rank fails, the launcher sends SIGTERM to the other ranks, which may be failing at the same moment.
         with exit_hooks.defer_sigterm():
@@ -612,8 +612,8 @@ def _cut(text: str, limit: int) -> str:
 break_graph(Run.log)
 
 
-before_finish: Final[list[Callable[[Run], None]]] = []
-"""Functions to call before a run finishes, for example to collect asynchronous instruments one last time."""
+before_finish: Final[list[Callable[[Run, str], None]]] = []
+"""Functions to call with a run and its final state before it finishes, for example to collect asynchronous instruments."""
 
 
 def _join(identity: Mapping[str, Any], parent: str | None) -> Run:

@@ -1,7 +1,8 @@
 """Records what summary writers of torch and tensorboardX write, next to their event files.
 
 ``stop = tensormeter.tensorboard.sync.start()`` records scalars, images, histograms, texts, audio clips, PR curves and hyperparameters
-in the current run, with their steps, from then on and from all threads. The event files are still written. ``stop()`` ends this.
+in the current run, with their steps, from then on and from all threads. The event files are still written. ``stop()`` or the end
+of the run ends this.
 """
 
 import importlib
@@ -14,7 +15,7 @@ from typing import Any, Final
 from tensormeter.logger import get_logger
 from tensormeter.record.warn_once import WarnOnce, describe
 from tensormeter.session import open_runs
-from tensormeter.session.run import Run
+from tensormeter.session.run import Run, before_finish
 from tensormeter.tensorboard.events import record_event
 from tensormeter.tensorboard.folders import namespaces_of
 
@@ -49,7 +50,7 @@ def start(run: Run | None = None) -> Callable[[], None]:
         run: Run that receives the values. Default: the current run.
 
     Returns:
-        Function that ends the recording. Further calls of it do nothing.
+        Function that ends the recording. The end of the run does this, too. Further calls of it do nothing.
     """
     receiver = run if run is not None else open_runs.current_run()
     if receiver is None:
@@ -71,14 +72,19 @@ def start(run: Run | None = None) -> Callable[[], None]:
 
     def stop() -> None:
         with _lock:
-            if not is_active:
-                return
-            is_active.clear()
-            _receivers.remove(receiver)
-            if not _receivers:
-                _restore()
+            if is_active and receiver in _receivers:
+                _receivers.remove(receiver)
+                is_active.clear()
+                _restore_without_receivers()
 
     return stop
+
+
+def _before_finish(run: Run, state: str) -> None:
+    if run in _receivers:
+        with _lock:
+            _receivers[:] = [receiver for receiver in _receivers if receiver is not run]
+            _restore_without_receivers()
 
 
 def _patch(name: str) -> None:
@@ -133,9 +139,14 @@ def _record(run: Run, writer: Any, event: Any) -> None:
         _notices.once(type(error), "tensorboard.sync: an event is not recorded: %s", describe(error))
 
 
-def _restore() -> None:
+def _restore_without_receivers() -> None:
     """Restore the original methods. If other software has replaced them since, the replacements stay and record nothing."""
+    if _receivers:
+        return
     for writer, method, original, replacement in _patched:
         if getattr(writer, method) is replacement:
             setattr(writer, method, original)
     _patched.clear()
+
+
+before_finish.append(_before_finish)

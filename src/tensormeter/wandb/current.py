@@ -15,10 +15,10 @@ from tensormeter.wandb.sdk.wandb_config import Config
 if TYPE_CHECKING:
     from tensormeter.wandb.sdk.wandb_run import Run
 
-__all__ = ["active_runs", "adopted_run", "current_run", "known_run", "register", "set_current", "take_config"]
+__all__ = ["active_runs", "current_run", "known_run", "register", "set_current", "take_config"]
 
 run: "Run | None" = None
-"""The current run that `init` has started. Use `current_run`, which also looks for other runs."""
+"""The current run that `init` has started, until it finishes. Use `current_run`, which also looks for other runs."""
 
 before_init: Config = Config()
 """Configuration that was set before `init`; the next run starts with it."""
@@ -29,13 +29,8 @@ _OWN_RUN: Final = "_wandb_run"
 
 def current_run() -> "Run | None":
     """Return the current run, or None if there is no unfinished one."""
-    if run is not None and not run.finished:
+    if run is not None:
         return run
-    return adopted_run()
-
-
-def adopted_run() -> "Run | None":
-    """Return the current run that `tensormeter.init` has started, or None."""
     recorded = open_runs.current_run()
     if recorded is None:
         return None
@@ -78,10 +73,20 @@ def take_config() -> Config:
     return taken
 
 
-def _prepare_to_finish(recorded: RecordedRun) -> None:
+def _prepare_to_finish(recorded: RecordedRun, state: str) -> None:
     finishing = known_run(recorded)
     if finishing is not None:
-        finishing.before_finish()
+        finishing.before_finish(state)
+        if run is finishing:
+            set_current(None)
+
+
+def _after_fork() -> None:
+    for recorded in open_runs.all_open():
+        inherited = known_run(recorded)
+        if inherited is not None:
+            inherited.after_fork()
 
 
 before_finish.append(_prepare_to_finish)
+os.register_at_fork(after_in_child=_after_fork)

@@ -6,7 +6,6 @@ from typing import Any, Final
 
 from tensormeter.conventions.limits import METRIC_NAMES, NESTED_MAPPINGS
 from tensormeter.record.nested_values import plain_key
-from tensormeter.wandb.notices import warn_once
 
 __all__ = ["NOTHING", "NUMBERS", "flatten"]
 
@@ -18,29 +17,24 @@ NUMBERS: Final = frozenset({float, int, bool})
 
 
 def flatten(data: Any) -> dict[str, Any] | None:
-    """Return the values of nested mappings by name, or None if the data is not a mapping that can be read."""
-    try:
-        pairs = list(data.items()) if isinstance(data, Mapping) else None
-    except Exception:  # the mapping's own code may raise anything, and the recorder warns about it
-        pairs = None
-    if pairs is None:
-        return None
-    if not any(isinstance(value, Mapping) for _, value in pairs):
-        return dict(pairs)
+    """Return the values of nested mappings by name, or None if the data is not a mapping that can be read.
+
+    Inner mappings that cannot be read, that contain themselves, or that are too many stay as they are. The recorder warns about
+    them and counts them.
+    """
     flat: dict[str, Any] = {}
-    _add(flat, data, "", 0)
-    return flat
+    return flat if issubclass(type(data), Mapping) and _add(flat, data, "", ()) else None
 
 
-def _add(flat: dict[str, Any], values: Mapping[Any, Any], prefix: str, depth: int) -> None:
-    for key, value in list(values.items()):
+def _add(flat: dict[str, Any], values: Mapping[Any, Any], prefix: str, above: tuple[int, ...]) -> bool:
+    """Add the values of a mapping. Return whether it can be read."""
+    try:
+        pairs = dict(values)
+    except Exception:  # the mapping's own code may raise anything
+        return False
+    for key, value in pairs.items():
         name = f"{prefix}{plain_key(key)}" if prefix else plain_key(key)
-        if not isinstance(value, Mapping):
-            if len(flat) < METRIC_NAMES:
-                flat[name] = value
-        elif depth < NESTED_MAPPINGS:
-            _add(flat, value, f"{name}.", depth + 1)
-        else:
-            warn_once(
-                ("depth", name), "%s is not recorded: mappings are nested more than %d times", name, NESTED_MAPPINGS
-            )
+        is_inner = issubclass(type(value), Mapping) and id(value) not in above and len(above) < NESTED_MAPPINGS
+        if not (is_inner and len(flat) < METRIC_NAMES and _add(flat, value, f"{name}.", (*above, id(value)))):
+            flat[name] = value
+    return True

@@ -50,32 +50,29 @@ class SteppedLog:
                 values; the last value of each name counts.
             sync: Ignored.
         """
-        if commit is None and not self._pending and (step is None or type(step) is int):
-            try:
-                for value in data.values():
-                    if type(value) not in NUMBERS:
-                        break
-                else:
-                    now = self._step
-                    if step is None:
-                        step = now
-                        self._step = now + 1
-                    elif step > now:
-                        self._step = step
-                    elif step < now:
-                        self._note_earlier(step)
-                    self._recorded.log(data, step)
-                    if len(self._latest) < METRIC_NAMES:
-                        self._latest.update(data)
-                    return
-            except AttributeError:  # not a mapping, which the recorder warns about
-                pass
+        if commit is None and not self._pending and type(data) is dict and (step is None or type(step) is int):
+            for value in data.values():
+                if type(value) not in NUMBERS:
+                    break
+            else:
+                now = self._step
+                if step is None:
+                    step = now
+                    self._step = now + 1
+                elif step > now:
+                    self._step = step
+                elif step < now:
+                    self._note_earlier(step)
+                self._recorded.log(data, step)
+                if len(self._latest) < METRIC_NAMES:
+                    self._latest.update(data)
+                return
         self._log(data, step, commit)
 
     def _log(self, data: Mapping[str, Any], step: Any, commit: bool | None) -> None:
         """Record values of any type, or values that wait."""
         values = flatten(data)
-        if values is None:  # not a mapping
+        if values is None:  # not a mapping that can be read, which the recorder warns about
             self._recorded.log(data)
             return
         with self._lock:
@@ -118,6 +115,11 @@ class SteppedLog:
                 "wandb.log: step %d is lower than the current step %d; it is recorded at step %d, although W&B would drop it",
                 *(step, self._step, step),
             )
+
+    def after_fork(self) -> None:
+        """Prepare for use in a forked child. The values that wait are the parent's, whose threads may hold the lock."""
+        self._lock = threading.RLock()
+        self._pending = {}
 
     def _flush(self) -> None:
         """Record the values that wait for a commit."""

@@ -164,10 +164,12 @@ def init(
     current.register(run, recorded)
     if not is_further_run:
         current.set_current(run)
-    if chosen("resume") in ("auto", True):
+    if chosen("resume") in ("auto", True) and not run.disabled:
         _remember(run, folder)
     if chosen("sync_tensorboard"):
-        _sync_tensorboard(run)
+        from tensormeter.tensorboard import sync
+
+        sync.start(recorded)
     return run
 
 
@@ -332,10 +334,3 @@ def _remember(run: Run, folder: Any) -> None:
     except OSError as error:
         warn_once(path, "wandb.init(resume='auto'): cannot store the run's ID in %s: %s", path, error.strerror)
     run.forget_when_finished(path)
-
-
-def _sync_tensorboard(run: Run) -> None:
-    """Record the data of all SummaryWriters until the run finishes."""
-    from tensormeter.tensorboard import sync
-
-    run.at_finish(sync.start(run.recorded))

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
@@ -69,17 +69,25 @@ class Run(RunFacts):
         self._config = Config(config, self._record_config)
         self._summary = Summary(self._latest, self._record_summary)
         self._alerts: dict[str, float] = {}
-        self._at_finish: list[Callable[[], None]] = []
         self._is_preempting = False
         self._resume_file: Path | None = None
         self.settings = settings or Settings()
 
-    def before_finish(self) -> None:
-        """Record the values that wait, and stop helpers. `Run.finish` and the end of the process call this."""
-        if self.pid == os.getpid():
-            while self._at_finish:
-                self._at_finish.pop()()
+    def before_finish(self, state: str) -> None:
+        """Record the values that wait, and forget that `resume="auto"` was to continue this run.
+
+        `finish`, `tensormeter.finish` and the end of the process call this with the final state.
+        """
         self._flush()
+        if self._resume_file is not None and state == "finished" and self.pid == os.getpid():
+            try:
+                self._resume_file.unlink(missing_ok=True)
+            except OSError as error:
+                warn_once(
+                    self._resume_file,
+                    "wandb.init(resume='auto') will continue run %s, although it has finished: cannot delete %s: %s",
+                    *(self.id, self._resume_file, error.strerror),
+                )
 
     def define_metric(
         self,
@@ -278,12 +286,10 @@ class Run(RunFacts):
             exit_code: 0 for a finished run (default), and another number for a failed one.
             quiet: Ignored; set `WANDB_SILENT`.
         """
-        failed = exit_code not in (None, 0)
-        if failed and self._is_preempting:
+        if self._is_preempting and exit_code not in (None, 0):
             self._recorded.finish("preempted")
         else:
             self._recorded.finish(exit_code=exit_code)
-        self._ended(failed=failed)
 
     join = finish
 
@@ -292,19 +298,9 @@ class Run(RunFacts):
         """The `tensormeter.Run` that records the data."""
         return self._recorded
 
-    def at_finish(self, stop: Callable[[], None]) -> None:
-        """Call a function before the run finishes in this process."""
-        self._at_finish.append(stop)
-
     def forget_when_finished(self, path: Path) -> None:
         """Delete a file when the run finishes without an error."""
         self._resume_file = path
-
-    def _ended(self, *, failed: bool) -> None:
-        if current.run is self:
-            current.set_current(None)
-        if self._resume_file is not None and not failed and self.pid == os.getpid():
-            self._resume_file.unlink(missing_ok=True)
 
     def _record_config(self, values: Mapping[str, Any]) -> None:
         view = self._recorded.config
@@ -323,7 +319,6 @@ class Run(RunFacts):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._recorded.__exit__(kind, error, trace)
-        self._ended(failed=kind is not None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the run. A process that unpickles it joins the run."""
