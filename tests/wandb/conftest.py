@@ -38,7 +38,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for run in open_runs.all_open():
         run.finish(timeout=0)
     current.set_current(None)
-    current.take_config()
+    current.clear_config()
     setup().settings._values.clear()
 
 

@@ -87,6 +87,13 @@ def test_variables_of_wandb_apply_below_arguments_and_above_own(monkeypatch: pyt
     assert Path(run.dir).is_dir()
 
 
+def test_settings_may_be_assigned() -> None:
+    settings = wandb.Settings(project="p")
+    settings.mode = "disabled"
+    run = wandb.init(settings=settings)
+    assert (run.project, run.disabled, run.settings.mode) == ("p", True, "disabled")
+
+
 def test_own_variables_apply_without_those_of_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TENSORMETER_PROJECT", "own")
     assert wandb.init().project == "own"
@@ -145,7 +152,11 @@ def test_unknown_arguments_and_gym_cause_one_warning(caplog: pytest.LogCaptureFi
 
 
 def test_invalid_arguments_raise_the_error_of_wandb() -> None:
-    for arguments in ({"mode": "slow"}, {"resume": "maybe"}, {"reinit": "x"}, {"fork_from": "x"}, {"settings": 3}):
+    wandb.config.early = 1
+    arguments: dict[str, Any]
+    for arguments in (
+        {"mode": "slow"}, {"resume": "maybe"}, {"reinit": "x"}, {"fork_from": "x"}, {"settings": 3}, {"dir": 3}, {"tags": 3},
+    ):  # fmt: skip
         with pytest.raises(wandb.UsageError, match=next(iter(arguments))):
             wandb.init(**arguments)
     with pytest.raises(wandb.Error, match="resume"):
@@ -153,6 +164,8 @@ def test_invalid_arguments_raise_the_error_of_wandb() -> None:
     with pytest.raises(wandb.UsageError, match="no named values"):
         wandb.init(config=3)
     assert wandb.run is None
+    assert not open_runs.all_open()
+    assert dict(wandb.config) == {"early": 1}
 
 
 def test_ids_that_are_not_permitted_are_changed(caplog: pytest.LogCaptureFixture) -> None:
@@ -304,14 +317,19 @@ def test_a_fork_of_a_run_begins_after_its_step(online: Stored) -> None:
     assert points_of(stored)["loss"] == [(1, 2)]
 
 
-def test_a_run_of_tensormeter_is_the_current_run(online: Stored) -> None:
+def test_a_run_of_tensormeter_is_the_current_run(online: Stored, caplog: pytest.LogCaptureFixture) -> None:
     with tensormeter.init(id="adopted") as run:
         run.log({"loss": 1}, step=7)
         assert wandb.run.id == "adopted"
         wandb.log({"own": 2})
         assert wandb.run.step == 9
+        for name in ("first", "second"):
+            wandb.log({name: 3}, step=12)
     assert wandb.run is None
-    assert points_of(online("adopted"))["own"] == [(8, 2)]
+    points = points_of(online("adopted"))
+    assert points["own"] == [(8, 2)]
+    assert points["first"] == points["second"] == [(12, 3)]
+    assert "lower than the current step" not in caplog.text
 
 
 def test_after_the_end_of_its_run_it_logs_to_a_run_of_tensormeter(online: Stored) -> None:
@@ -443,7 +461,8 @@ def test_odd_data_causes_a_warning_only(online: Stored, caplog: pytest.LogCaptur
 
     circle: dict[str, Any] = {"inner": 1}
     circle |= {"a": circle, "b": circle}
-    with wandb.init(id="odd"):
+    with wandb.init(id="odd", config=circle):
+        wandb.config.update({"circle": circle, "broken": _Broken()})
         wandb.log(3)
         wandb.log(pd.DataFrame({"a": [1.0]}))
         wandb.log(_Broken())

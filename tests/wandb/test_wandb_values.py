@@ -165,11 +165,18 @@ def test_clips_documents_and_distributions_are_recorded(online: Stored, place: P
 
 
 def test_unsupported_items_are_counted_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    refused = {
+        "several devices": [torch.zeros(3), torch.zeros(2, device="meta")],
+        "no numbers": object(),
+        "nothing": None,
+    }
     with wandb.init() as run:
         for _ in range(2):
             run.log({"cloud": wandb.Object3D(np.zeros((4, 3))), "molecule": wandb.Molecule.from_smiles("C"), "a": 1})
+        run.log({name: wandb.Histogram(value) for name, value in refused.items()})
     assert caplog.text.count("'cloud' is not recorded: a wandb.Object3D is not supported") == 1
-    assert caplog.text.count("'molecule' is not recorded") == 1
+    for name in ("molecule", *refused):
+        assert caplog.text.count(f"'{name}' is not recorded") == 1
 
 
 def test_plotly_figures_are_recorded(online: Stored) -> None:

@@ -55,7 +55,7 @@ class Artifact:
         self.aliases: list[str] = []
         self.entries: list[tuple[str, str]] = []
         self.values: list[tuple[str, Any]] = []
-        self.new_files: list[tuple[str, str, bytes]] = []
+        self.new_files: list[tuple[str, bytes]] = []
         if description or metadata:
             warn_ignored("wandb.Artifact(description=, metadata=)", "put them into the run's configuration")
 
@@ -101,8 +101,7 @@ class Artifact:
         file: Any = io.BytesIO() if "b" in mode else io.StringIO(newline="")
         yield file
         content = file.getvalue()
-        data = content if isinstance(content, bytes) else content.encode(encoding or "utf-8")
-        self.new_files.append((name, encoding or "", data))
+        self.new_files.append((name, content if isinstance(content, bytes) else content.encode(encoding or "utf-8")))
 
     def wait(self, timeout: float | None = None) -> Self:
         """Return the artifact at once, because nothing is uploaded."""
@@ -158,7 +157,7 @@ def record_artifact(
 def _write_new_files(run: "Run", artifact: Artifact) -> list[tuple[str, str]]:
     written = []
     root = Path(run.dir, "artifacts", _file_name(artifact.name)).resolve() if artifact.new_files else Path()
-    for name, _, data in artifact.new_files:
+    for name, data in artifact.new_files:
         path = (root / name).resolve()
         if not path.is_relative_to(root):
             warn_once(

@@ -15,7 +15,7 @@ from tensormeter.wandb.sdk.wandb_config import Config
 if TYPE_CHECKING:
     from tensormeter.wandb.sdk.wandb_run import Run
 
-__all__ = ["active_runs", "current_run", "known_run", "register", "set_current", "take_config"]
+__all__ = ["active_runs", "clear_config", "current_run", "known_run", "register", "set_current"]
 
 run: "Run | None" = None
 """The current run that `init` has started, until it finishes. Use `current_run`, which also looks for other runs."""
@@ -66,11 +66,10 @@ def active_runs() -> "list[Run]":
     return [each for each in runs if each is not None and each.pid == os.getpid() and not each.is_adopted]
 
 
-def take_config() -> Config:
-    """Return the configuration that was set before `init`, and begin a new one."""
+def clear_config() -> None:
+    """Forget the configuration that was set before `init`."""
     global before_init
-    taken, before_init = before_init, Config()
-    return taken
+    before_init = Config()
 
 
 def _prepare_to_finish(recorded: RecordedRun, state: str) -> None:

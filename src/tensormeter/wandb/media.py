@@ -1,7 +1,9 @@
 """W&B's media classes. They take W&B's arguments, and are media items of `tensormeter`."""
 
+import contextlib
 import io
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,8 +29,8 @@ __all__ = [
     "Video",
 ]
 
-_BYTES_OF_BATCH: Final = 5
-"""Number of dimensions of several videos."""
+_ORDERS: Final = {4: "TCHW", 5: "NTCHW"}
+"""Orders of the dimensions of a video, and of several videos, by their number."""
 
 
 class Image(tensormeter.Image):
@@ -96,8 +98,7 @@ class Video(tensormeter.Video):
             fps: Frames per second of an array. Default: 4.
             format: Ignored: arrays become MP4 or, without PyAV, GIF.
         """
-        dimensions = getattr(data_or_path, "ndim", 0)
-        order = "NTCHW" if dimensions == _BYTES_OF_BATCH else "TCHW" if dimensions == _BYTES_OF_BATCH - 1 else None
+        order = _ORDERS.get(getattr(data_or_path, "ndim", 0))
         super().__init__(_read_open_file(data_or_path), fps or 4, caption, dataformats=order)
         self.caption = caption
 
@@ -141,18 +142,18 @@ class Histogram(tensormeter.Histogram):
             np_histogram: Result of `numpy.histogram`, instead of `sequence`.
             num_bins: Ignored: the buckets grow exponentially, at eight per power of two.
         """
-        if sequence is not None and not hasattr(sequence, "__len__"):
-            sequence = list(sequence)
-        super().__init__(_flat(sequence), np_histogram=None if np_histogram is None else tuple(np_histogram))
+        super().__init__(
+            _flat(list(sequence) if isinstance(sequence, Iterator) else sequence), np_histogram=np_histogram
+        )
 
 
 def _flat(sequence: Any) -> Any:
-    """Return a list of tensors with one element as one tensor. Others stay as they are."""
+    """Return a list of tensors as one tensor. Others stay as they are, also tensors on several devices, which `log` refuses."""
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(sequence, list | tuple) or not sequence:
         return sequence
     if all(isinstance(item, torch.Tensor) for item in sequence):
-        with torch.no_grad():
+        with torch.no_grad(), contextlib.suppress(RuntimeError):
             return torch.cat([item.detach().reshape(-1) for item in sequence])
     return sequence
 

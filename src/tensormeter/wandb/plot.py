@@ -161,8 +161,7 @@ def pr_curve(
 
     rows = []
     recalls = np.linspace(0, 1, interp_size)[::-1]
-    for number, name in _classes(y_true, labels, classes_to_plot):
-        value = np.unique(np.asarray(y_true))[number]
+    for number, value, name in _classes(y_true, labels, classes_to_plot):
         precision, recall, _ = precision_recall_curve(
             np.asarray(y_true), np.asarray(y_probas)[:, number], pos_label=value
         )
@@ -190,8 +189,7 @@ def roc_curve(
     from sklearn.metrics import roc_curve as curve_of
 
     rows = []
-    for number, name in _classes(y_true, labels, classes_to_plot):
-        value = np.unique(np.asarray(y_true))[number]
+    for number, value, name in _classes(y_true, labels, classes_to_plot):
         false, true, _ = curve_of(np.asarray(y_true), np.asarray(y_probas)[..., number], pos_label=value)
         rows += [[name, round(float(f), 3), round(float(t), 3)] for f, t in zip(false, true, strict=True)]
     return _chart(_thinned(Table(["class", "fpr", "tpr"], rows)), "roc_curve", title, x="fpr", y="tpr", series="class")
@@ -226,15 +224,15 @@ def _list_of(values: Any) -> list[Any]:
     return list(values.tolist() if hasattr(values, "tolist") else values)
 
 
-def _classes(y_true: Any, labels: Sequence[str] | None, chosen: Any) -> list[tuple[int, Any]]:
-    """Return the position and the name of each class to plot."""
+def _classes(y_true: Any, labels: Sequence[str] | None, chosen: Any) -> list[tuple[int, Any, Any]]:
+    """Return the position, the value and the name of each class to plot."""
     import numpy as np
 
     classes = np.unique(np.asarray(y_true))
     wanted = np.isin(classes, classes if chosen is None else chosen)
     named = labels is not None and classes.dtype.kind in "iu"
     return [
-        (number, labels[int(value)] if named and labels is not None else value.item())
+        (number, value, labels[int(value)] if named and labels is not None else value.item())
         for number, value in enumerate(classes)
         if wanted[number]
     ]

@@ -52,7 +52,10 @@ class Config:
 
     def _keep(self, values: Mapping[str, Any]) -> None:
         for key, value in values.items():
-            self._items[key] = _plain(value)
+            try:
+                self._items[key] = _plain(value)
+            except Exception:  # a value that contains itself, or whose own code raises anything, stays as it is
+                self._items[key] = value
 
     def get(self, key: str, default: Any = None) -> Any:
         return self._items.get(key, default)

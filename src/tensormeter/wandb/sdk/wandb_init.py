@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
@@ -127,12 +127,11 @@ def init(
     previous = _previous_run(chosen("reinit"))
     if previous is not None:
         return previous
-    values = {**current.take_config().as_dict(), **read_config(config, config_exclude_keys, config_include_keys)}
-    folder = chosen("dir") or "."
+    values = {**current.before_init.as_dict(), **read_config(config, config_exclude_keys, config_include_keys)}
+    folder = _folder(chosen("dir"))
     run_id, words = _identity(chosen, folder, resume_from)
     moment = _moment("resume_from", resume_from)
     parent = _moment("fork_from", fork_from)
-    tags = chosen("tags")
     is_further_run = _REINITS.get(chosen("reinit")) == "create_new"
     try:
         recorded = tensormeter.init(
@@ -142,7 +141,7 @@ def init(
             id=run_id,
             group=_text(chosen("group")),
             job_type=_text(chosen("job_type")),
-            tags=None if tags is None else [str(tag) for tag in ([tags] if isinstance(tags, str) else tags)],
+            tags=_tags(chosen("tags")),
             notes=_text(chosen("notes")),
             resume=words,
             fork_from=None if parent is None else f"{parent[0]}@{parent[1]}",
@@ -161,6 +160,7 @@ def init(
         settings=chosen("settings"),
         first_step=None if moment is None else moment[1] + 1,
     )
+    current.clear_config()
     current.register(run, recorded)
     if not is_further_run:
         current.set_current(run)
@@ -305,6 +305,31 @@ def _recording_settings(chosen: Callable[[str], Any]) -> dict[str, Any]:
     if chosen("x_disable_stats") or chosen("_disable_stats"):
         fields["sample_interval"] = 0.0
     return fields
+
+
+def _folder(place: Any) -> str:
+    """Return the folder for `Run.dir`.
+
+    Raises:
+        UsageError: The argument is not a path.
+    """
+    try:
+        return os.fsdecode(place or ".")
+    except TypeError as error:
+        raise UsageError(f"wandb.init: dir: {error}") from None
+
+
+def _tags(tags: Any) -> list[str] | None:
+    """Return the tags of the run.
+
+    Raises:
+        UsageError: The argument is not a text or a collection.
+    """
+    if tags is None or isinstance(tags, str):
+        return None if tags is None else [tags]
+    if not isinstance(tags, Iterable):
+        raise UsageError(f"wandb.init: tags: expected a list of texts, got a {type(tags).__name__}")
+    return [str(tag) for tag in tags]
 
 
 def _text(value: Any) -> str | None:

@@ -336,7 +336,8 @@ class AdoptedRun(Run):
     def log(
         self, data: Mapping[str, Any] = NOTHING, step: Any = None, commit: bool | None = None, sync: Any = None
     ) -> None:
-        self._step = max(self._step, self._recorded._next_step)
+        if step is None:
+            self._step = max(self._step, self._recorded._next_step)
         super().log(data, step, commit, sync)
 
 

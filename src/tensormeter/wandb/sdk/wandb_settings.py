@@ -47,7 +47,7 @@ class Settings:
     """
 
     def __init__(self, **values: Any) -> None:
-        self._values = values
+        self.__dict__["_values"] = values
 
     def argument(self, name: str) -> Any:
         """Return the setting that has the meaning of an argument of `init`, or None."""
@@ -62,9 +62,12 @@ class Settings:
             return None
         raise AttributeError(f"tensormeter.wandb.Settings: {name!r} was not given")
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._values[name] = value
+
     def update(self, values: "Settings | Mapping[str, Any]" = (), **named: Any) -> None:  # type: ignore[assignment]
         """Add or replace settings."""
-        self._values = {**self._values, **dict(values), **named}
+        self._values.update({**dict(values), **named})
 
     def keys(self) -> list[str]:
         """Return the names of the given settings."""
