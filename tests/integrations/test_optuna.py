@@ -1,5 +1,6 @@
 """Trials of Optuna become runs."""
 
+import signal
 import threading
 
 import optuna
@@ -7,6 +8,7 @@ import pytest
 
 import tensormeter
 from support.documents import examples
+from support.forks import call_in_child
 from support.processes import run_python
 from tensormeter.integrations.optuna import TensormeterCallback
 
@@ -69,6 +71,24 @@ def test_tracked_trials_in_threads_are_recorded_apart(recorded):
         assert run.config["x"] == x
         assert recorded.points(run, "loss") == [(step, x + step) for step in range(5)]
         assert (recorded.last(run, "value_0"), recorded.last(run, "value_1")) == (x, -x)
+
+
+def test_a_forked_process_goes_on_with_the_callback_of_its_parent(recorded):
+    callback = TensormeterCallback(project="forked")
+
+    def optimize() -> None:
+        study = optuna.create_study(sampler=sampler())
+        study.optimize(lambda trial: trial.suggest_int("x", 0, 9), n_trials=2, callbacks=[callback])
+        callback.wait()
+
+    optimize()
+
+    def optimize_in_child() -> None:
+        signal.alarm(30)
+        optimize()
+
+    call_in_child(optimize_in_child)
+    assert {run.state for run in recorded.runs("forked", 4)} == {"finished"}
 
 
 def test_exceptions_that_end_the_study_are_recorded(recorded, monkeypatch):

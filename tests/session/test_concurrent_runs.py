@@ -1,5 +1,6 @@
 """Runs that a library records at once, such as the trials of a sweep."""
 
+import contextvars
 import sys
 import threading
 from types import SimpleNamespace
@@ -51,6 +52,18 @@ def test_a_run_is_current_in_its_block():
         assert tensormeter.run is script
     assert tensormeter.run is script
     script.finish()
+
+
+def test_a_generator_that_is_closed_in_another_context_raises_nothing():
+    with tensormeter.init(concurrent=True) as trial:
+
+        def rows():
+            with trial.as_current():
+                yield 1
+
+        generator = rows()
+        next(generator)
+        contextvars.copy_context().run(generator.close)
 
 
 def test_notebooks_keep_the_other_runs_of_a_sweep(notebook):

@@ -208,6 +208,17 @@ def test_a_writer_logs_to_a_stated_run(recorded):
     assert recorded.points("current run") == {}
 
 
+def test_writers_of_trials_in_one_folder_log_to_their_own_trial(recorded):
+    trials = [tensormeter.init("mine", name=name, concurrent=True) for name in ("trial 1", "trial 2")]
+    for value, trial in enumerate(trials):
+        with trial.as_current():
+            writer = SummaryWriter("logs")  # stays open, as the next trial begins
+        writer.add_scalar("loss", value, 0)
+    for trial in trials:
+        trial.finish()
+    assert [recorded.points(trial.name) for trial in trials] == [{"loss": [(0, 0)]}, {"loss": [(0, 1)]}]
+
+
 def test_writers_of_one_folder_share_a_run(recorded):
     """Scripts open a second writer on `writer.get_logdir()`, to write hyperparameters next to the scalars."""
     writer = SummaryWriter("runs/shared")

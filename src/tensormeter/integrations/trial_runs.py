@@ -4,7 +4,6 @@ import inspect
 import secrets
 import threading
 from collections.abc import Hashable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Final
 
 import tensormeter
@@ -45,8 +44,7 @@ class TrialRuns:
         self._defaults = {**_DEFAULTS, **defaults}
         Settings.with_defaults(self._defaults)
         self._open: dict[Hashable, Run] = {}
-        self._ending: list[Future[Any]] = []
-        self._executor: ThreadPoolExecutor | None = None
+        self._ending: list[threading.Thread] = []  # a pool would not start threads in a forked child
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -96,19 +94,20 @@ class TrialRuns:
             run = self._open.pop(trial, None)
             if run is None:
                 return
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(8, thread_name_prefix="tensormeter-finish")
-            self._ending = [ending for ending in self._ending if not ending.done()]
+            self._ending = [ending for ending in self._ending if ending.is_alive()]
             oldest = self._ending[0] if len(self._ending) >= _MOST_ENDING else None
-            self._ending.append(self._executor.submit(_end, run, state, error))
+            ending = threading.Thread(target=_end, args=(run, state, error), name="tensormeter-finish")
+            ending.start()
+            self._ending.append(ending)
         if oldest is not None:
-            wait([oldest])
+            oldest.join()
 
     def wait(self) -> None:
         """Wait until the data of all finished trials is delivered, or on disk if the receiver is unreachable."""
         with self._lock:
             ending = list(self._ending)
-        wait(ending)
+        for thread in ending:
+            thread.join()
 
 
 @shielded

@@ -8,7 +8,7 @@ runs are finished when the process ends.
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
 
@@ -81,7 +81,8 @@ def as_current(run: "Run") -> Iterator[None]:
     try:
         yield
     finally:
-        _started_here.reset(token)
+        with suppress(ValueError):  # a generator may be closed in another context, which the block has not changed
+            _started_here.reset(token)
 
 
 def finish_all() -> None:

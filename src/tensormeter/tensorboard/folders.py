@@ -1,7 +1,6 @@
 """Names that follow from the folders of event files: the names of runs, and prefixes of tags."""
 
 import os
-import threading
 from pathlib import PurePosixPath
 from typing import Final
 from weakref import WeakKeyDictionary
@@ -33,7 +32,7 @@ def run_group(folder: str) -> str:
 
 
 class Namespaces:
-    """Prefixes of the tags of a run that receives the values of several folders. Thread-safe.
+    """Prefixes of the tags of a run that receives the values of several folders. Thread-safe without a lock.
 
     The rule is W&B's: the prefix of a folder is its path below the folder that all have in common, so the tags of a single
     folder have no prefix. A prefix does not change once it has been used, even if there are further folders later.
@@ -42,14 +41,12 @@ class Namespaces:
     def __init__(self) -> None:
         self._prefixes: dict[str, str] = {}
         self._folders: list[str] = []
-        self._lock = threading.Lock()
 
     def add(self, folder: str) -> None:
         """Add a folder whose prefix is not in use yet."""
-        with self._lock:
-            path = _absolute(folder)
-            if path not in self._folders:
-                self._folders.append(path)
+        path = _absolute(folder)
+        if path not in self._folders:
+            self._folders.append(path)
 
     def prefix(self, folder: str) -> str:
         """Return the prefix of a folder's tags, including its slash, or ""."""
@@ -57,10 +54,8 @@ class Namespaces:
         if known is not None:
             return known
         self.add(folder)
-        with self._lock:
-            path = _absolute(folder)
-            below = path.removeprefix(_common_folder(self._folders)).replace(os.sep, "/").strip("/")
-            return self._prefixes.setdefault(folder, f"{below}/" if below else "")
+        below = _absolute(folder).removeprefix(_common_folder(self._folders)).replace(os.sep, "/").strip("/")
+        return self._prefixes.setdefault(folder, f"{below}/" if below else "")
 
 
 def _absolute(folder: str) -> str:

@@ -249,7 +249,7 @@ def raw_histogram(limits: Any, counts: Any, lowest: float) -> Histogram:
         counts, edges = counts[1:], limits
     else:
         below = np.nextafter(limits[0], -np.inf)
-        edges = np.concatenate([[min(float(lowest), float(below))], limits])
+        edges = np.concatenate([[min(float(below), float(lowest))], limits])  # `lowest` may be NaN
     is_wide = np.diff(edges) > 0  # repeated limits have no values between them
     return Histogram(np_histogram=(counts[is_wide], np.append(edges[:-1][is_wide], edges[-1])))
 

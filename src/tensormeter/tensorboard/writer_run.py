@@ -105,16 +105,17 @@ def join_run(folder: str, run: Run | None, options: Mapping[str, Any], *, is_def
     """
     key = folder if "://" in folder else os.path.abspath(folder)
     with _lock:
+        current = run if run is not None or options else open_runs.current_run()
         shared = _by_folder.get(key)
-        if shared is not None and not shared.run.finished and run in (None, shared.run):
+        is_shared = shared is not None and (shared.run is current or (shared.owned and run is None))
+        if shared is not None and is_shared and not shared.run.finished:
             shared.writers += 1
             if options.get("config"):
                 shared.run.config.update(options["config"])
             return shared
-        current = open_runs.current_run()
         if run is not None:
             joined = WriterRun(run, key, owned=False)
-        elif current is not None and not options:
+        elif current is not None:
             namespaces_of(current).add(key)
             joined = WriterRun(current, key, prefix=None, owned=False)
         else:
