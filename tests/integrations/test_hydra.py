@@ -112,6 +112,13 @@ def test_values_that_cannot_be_resolved_become_their_text():
     assert _resolve(config) == expected
 
 
+def test_invalid_options_are_refused_before_the_job():
+    with pytest.raises(TypeError, match="projct"):
+        TensormeterCallback(projct="a")
+    with pytest.raises(tensormeter.SettingsError, match="tags"):
+        TensormeterCallback(tags=5)
+
+
 def test_a_failing_callback_warns_and_the_job_goes_on(monkeypatch, caplog):
     monkeypatch.setattr("tensormeter.integrations.shield._warned", set())
     callback = TensormeterCallback(tags=["a"])

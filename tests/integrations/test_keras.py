@@ -159,6 +159,13 @@ def test_a_schedule_is_recorded_and_the_results_do_not_change(recorded, data):
     assert rates[-1] < rates[0]
 
 
+def test_invalid_options_are_refused_before_the_training():
+    with pytest.raises(TypeError, match="projct"):
+        TensormeterCallback(projct="a")
+    with pytest.raises(tensormeter.SettingsError, match="tags"):
+        TensormeterCallback(tags=5)
+
+
 def test_the_examples_of_the_page_run(recorded):
     for example in examples("integrations/keras.md"):
         exec(example, {"__name__": "__main__"})

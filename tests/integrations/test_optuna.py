@@ -134,6 +134,10 @@ def test_arguments_that_would_be_the_same_for_all_trials_are_refused():
         TensormeterCallback(name="trial")
     with pytest.raises(TypeError, match="unexpected keyword argument 'entity'"):
         TensormeterCallback(entity="team")
+    with pytest.raises(tensormeter.SettingsError, match="tags"):
+        TensormeterCallback(tags=5)
+    with pytest.raises(tensormeter.SettingsError, match="buffer_bytes"):
+        TensormeterCallback(settings={"buffer_bytes": "many"})
 
 
 def test_a_failing_adapter_warns_once_and_the_study_goes_on(recorded, monkeypatch, caplog):

@@ -183,6 +183,13 @@ def test_the_logger_of_tensorboard_is_not_needed(recorded):
     assert recorded.points("alone")
 
 
+def test_invalid_options_are_refused_before_the_training():
+    with pytest.raises(TypeError, match="projct"):
+        TensormeterCallback(projct="a")
+    with pytest.raises(tensormeter.SettingsError, match="tags"):
+        TensormeterCallback(tags=5)
+
+
 def test_the_examples_of_the_page_run(recorded):
     for example in examples("integrations/stable-baselines3.md"):
         exec(example, {"__name__": "__main__"})

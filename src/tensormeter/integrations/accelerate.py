@@ -31,7 +31,7 @@ class TensormeterTracker(GeneralTracker):
                 ``init_trackers(..., init_kwargs={"tensormeter": {...}})``.
 
         Raises:
-            TypeError: `tensormeter.init` has no such argument.
+            TypeError, SettingsError: See `check_options`.
         """
         super().__init__()
         options = {"project": project_name, **options}

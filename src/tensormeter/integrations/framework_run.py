@@ -19,12 +19,19 @@ _started: "Final[WeakKeyDictionary[Run, int]]" = WeakKeyDictionary()
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Check the names of the arguments for `tensormeter.init`, so that a mistake is reported before the training starts.
+    """Check arguments for `tensormeter.init`, so that a mistake is reported before the training starts.
 
     Raises:
-        TypeError: `tensormeter.init` has no such argument.
+        TypeError: `tensormeter.init` has no such argument, or there is no such setting.
+        SettingsError: An argument, a setting or a `TENSORMETER_*` variable is invalid.
     """
     inspect.signature(tensormeter.init).bind_partial(**options)
+    settings = options.get("settings")
+    fields = {name: options[name] for name in Settings.names() & options.keys() if options[name] is not None}
+    if isinstance(settings, Settings):
+        settings.replace(**fields)
+    else:
+        Settings(**{**(settings or {}), **fields})
 
 
 def script_run() -> Run | None:

@@ -56,7 +56,7 @@ class TensormeterCallback(TrainerCallback):
             options: Further arguments of `tensormeter.init`, such as `tags`.
 
         Raises:
-            TypeError: `tensormeter.init` has no such argument.
+            TypeError, SettingsError: See `check_options`.
         """
         check_options(options)
         self._options = {**options, "project": project}

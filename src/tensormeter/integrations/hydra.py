@@ -10,6 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 import tensormeter
 from tensormeter import Run, Settings
+from tensormeter.integrations.framework_run import check_options
 from tensormeter.integrations.shield import shielded
 
 __all__ = ["TensormeterCallback"]
@@ -33,11 +34,11 @@ class TensormeterCallback(Callback):
                 job's name. In a multirun, the job's number is appended to `name` and to `id`.
 
         Raises:
-            SettingsError: A `TENSORMETER_*` variable is invalid.
+            TypeError, SettingsError: See `check_options`.
         """
         self._options = _plain(options)
         self._run: Run | None = None
-        Settings()
+        check_options(self._options)
 
     @shielded
     def on_job_start(self, config: DictConfig, *, task_function: Any = None, **kwargs: Any) -> None:
@@ -57,7 +58,7 @@ class TensormeterCallback(Callback):
             options["name"] = f"{options.get('name') or Settings.with_defaults(defaults).name}-{job.num}"
             if run_id := options.get("id") or Settings().run_id:
                 options["id"] = f"{run_id}-{job.num}"
-        options["config"] = {**options.get("config", {}), **values}
+        options["config"] = {**(options.get("config") or {}), **values}
         self._run = tensormeter.init(**options, defaults=defaults)
 
     @shielded

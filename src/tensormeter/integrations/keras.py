@@ -7,6 +7,7 @@ import keras
 
 import tensormeter
 from tensormeter.integrations.callback_run import CallbackRun, join_or_start
+from tensormeter.integrations.framework_run import check_options
 from tensormeter.integrations.shield import shielded
 
 __all__ = ["TensormeterCallback"]
@@ -38,8 +39,10 @@ class TensormeterCallback(keras.callbacks.Callback):
 
         Raises:
             UsageError: `every` is invalid.
+            TypeError, SettingsError: See `check_options`.
         """
         super().__init__()
+        check_options(options)
         if every is not None and (not isinstance(every, int) or every < 1):
             raise tensormeter.UsageError(f"every: expected a number of batches from 1, or None, got {every!r}")
         self._stated = run

@@ -12,6 +12,7 @@ from stable_baselines3.common.logger import Figure, HParam, Image, KVWriter, Vid
 
 import tensormeter
 from tensormeter.integrations.callback_run import CallbackRun, join_or_start
+from tensormeter.integrations.framework_run import check_options
 from tensormeter.integrations.shield import shielded
 from tensormeter.tensorboard.values import attempt, figure_of, histogram_of, image_of, video_of
 
@@ -82,8 +83,12 @@ class TensormeterCallback(BaseCallback):
             run: Run to record in. Default: the current run when training begins or, if there is none, a new one.
             verbose: Verbosity of SB3's callbacks.
             options: Arguments for `tensormeter.init`, such as `project=`, `name=` and `config=`.
+
+        Raises:
+            TypeError, SettingsError: See `check_options`.
         """
         super().__init__(verbose)
+        check_options(options)
         self._stated = run
         self._options = options
         self._output: TensormeterOutputFormat | None = None

@@ -1,13 +1,13 @@
 """The runs of a sweep's trials, which one process records at once."""
 
-import inspect
 import secrets
 import threading
 from collections.abc import Hashable, Mapping
 from typing import Any, Final
 
 import tensormeter
-from tensormeter import Run, Settings
+from tensormeter import Run
+from tensormeter.integrations.framework_run import check_options
 from tensormeter.integrations.shield import shielded
 
 __all__ = ["TrialRuns"]
@@ -34,15 +34,14 @@ class TrialRuns:
 
         Raises:
             TypeError: `tensormeter.init` has no such argument, or the argument identifies a single run.
-            SettingsError: A `TENSORMETER_*` variable is invalid.
+            SettingsError: An argument, a setting or a `TENSORMETER_*` variable is invalid.
         """
         for name in ("id", "name", "resume", "concurrent", "defaults"):
             if name in options:
                 raise TypeError(f"the argument {name!r} would be the same for all trials; leave it out")
-        inspect.signature(tensormeter.init).bind_partial(**options)
+        check_options(options)
         self._options = dict(options)
         self._defaults = {**_DEFAULTS, **defaults}
-        Settings.with_defaults(self._defaults)
         self._open: dict[Hashable, Run] = {}
         self._ending: list[threading.Thread] = []  # a pool would not start threads in a forked child
         self._lock = threading.Lock()

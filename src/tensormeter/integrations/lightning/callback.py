@@ -34,7 +34,7 @@ class TensormeterCallback(CallbackBase):
             options: Further arguments of `tensormeter.init`, such as `tags`.
 
         Raises:
-            TypeError: `tensormeter.init` has no such argument.
+            TypeError, SettingsError: See `check_options`.
             ValueError: `every` is not positive.
         """
         super().__init__()
