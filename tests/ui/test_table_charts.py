@@ -122,7 +122,7 @@ def test_a_switch_shows_the_rows_and_holds_for_other_steps(page: Any) -> None:
 
 
 def test_the_pointer_shows_values(page: Any) -> None:
-    tip = page.locator(".figure-tip")
+    tip = page.locator(".tooltip")
     rows = charts(300)["matrix/animals"]["rows"]
     total = sum(count for actual, _, count in rows if actual == "cat")
     card_of(page, "matrix/animals").locator("svg[role=img] rect").nth(1).hover(force=True)

@@ -2,10 +2,10 @@
 
 import { h, svg } from "../base/dom";
 import * as format from "../base/format";
+import * as tooltip from "../chart/tooltip";
 import { type Axis, type AxisContent, type Value, axisOf, least, most } from "./plotlyAxis";
 import { type Hit, MAX_POINTS, barsOf, cells, lineOf } from "./plotlyMarks";
 import { type Json, type Trace, binned, ends, object, stack, text } from "./plotlyTraces";
-import { hideTip, showTip } from "./figureTip";
 
 /** Width of a letter and height of a line, in pixels, as estimates. */
 const LETTER = 6.6;
@@ -46,7 +46,7 @@ export function figureView(figure: Figure, words: string[]): (Element | null)[] 
     const room = Math.min(WIDEST, Math.floor(entry?.contentRect.width ?? 0));
     if (room < 40 || room === width) return;
     width = room;
-    hideTip();
+    tooltip.hide();
     const next = draw({ ...figure, traces }, width, []);
     drawing.replaceWith(next);
     drawing = next;
@@ -104,7 +104,7 @@ function draw({ name, traces, layout, isSquare }: Figure, width: number, words: 
   const drawing = svg("svg", { viewBox: `0 0 ${width} ${total.toFixed(0)}`, role: "img", "aria-label": alternative(name, traces, xTitle, yTitle) }, ...marks, ring);
   const onMove = (event: Event) => point(event as PointerEvent, drawing, ring, hits, width, [xTitle, yTitle]);
   const onLeave = () => {
-    hideTip();
+    tooltip.hide();
     ring.setAttribute("visibility", "hidden");
   };
   for (const type of ["pointermove", "pointerdown"]) drawing.addEventListener(type, onMove);
@@ -126,12 +126,26 @@ function point(event: PointerEvent, drawing: SVGElement, ring: SVGElement, hits:
   const isPoint = nearest !== null && !nearest.wide;
   ring.setAttribute("visibility", isPoint ? "visible" : "hidden");
   if (!nearest) {
-    hideTip();
+    tooltip.hide();
     return;
   }
   if (isPoint) for (const [name, value] of Object.entries({ cx: nearest.x, cy: nearest.y, stroke: nearest.trace.color })) ring.setAttribute(name, String(value));
-  showTip(nearest, titles, { left: event.clientX, top: event.clientY });
+  tooltip.showContent({ left: event.clientX, top: event.clientY }, ...valuesOf(nearest, titles));
 }
+
+/** The values of a mark, for the tooltip. */
+function valuesOf({ trace, xValue, yValue, value, note }: Hit, [xTitle, yTitle]: [string, string]): (Element | null)[] {
+  const row = (name: string, content: Value) => h("div", {}, h("span", { class: "note" }, `${name} `), h("span", { class: "value" }, shown(content)));
+  return [
+    value === undefined ? h("div", {}, swatch(trace.color), " ", trace.name) : null,
+    row(xTitle || "x", xValue),
+    row(yTitle || "y", yValue),
+    value === undefined ? null : row(trace.unit || "value", value),
+    note ? h("div", { class: "note" }, note) : null,
+  ];
+}
+
+const shown = (value: Value): string => (typeof value === "number" ? format.number(value) : String(value ?? "–").slice(0, 80));
 
 /** The labels of the axes and the lines of the grid. `room` is the width of the labels of the y axis. */
 function frame(box: Box, xAxis: Axis, yAxis: Axis, room: number, hasGrid: boolean, isTurned: boolean): SVGElement[] {

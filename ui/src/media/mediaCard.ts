@@ -3,9 +3,9 @@
 import { button, fill, h } from "../base/dom";
 import * as format from "../base/format";
 import { remember } from "../base/remember";
+import * as tooltip from "../chart/tooltip";
 import type * as api from "../data/api";
 import { type Kind, kindOf, MAX_CHARACTERS } from "../data/media";
-import { hideTip } from "./figureTip";
 import { type Loader, mediaContent } from "./mediaContent";
 
 export class MediaCard {
@@ -42,7 +42,7 @@ export class MediaCard {
 
   close(): void {
     // Later, because a picture may still be loading its address.
-    hideTip();
+    tooltip.hide();
     for (const url of this.urls.values()) url.then((address) => setTimeout(() => URL.revokeObjectURL(address), 10_000), () => {});
   }
 
@@ -64,7 +64,7 @@ export class MediaCard {
       const steps = stepsOf(event, body);
       this.slider.setAttribute("aria-valuetext", steps);
       this.rows.hidden = !content.hasChart;
-      hideTip();
+      tooltip.hide();
       fill(this.stage, content.element);
       this.words.textContent = [steps, format.moment(format.epoch(event.time)), ...content.words].filter(Boolean).join(" · ");
     } catch (error) {
