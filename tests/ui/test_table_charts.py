@@ -184,6 +184,7 @@ def test_tables_of_other_senders_show_at_least_their_rows(tab: Any, site: Any) -
         },
         "odd histogram": {"columns": ["a"], "rows": [[7], [7]], "chart": {"kind": "histogram", "x": "a"}},
         "empty matrix": {"columns": ["a", "b"], "rows": [[None, 1]], "chart": {"kind": "confusion_matrix", "x": "a", "y": "b"}},
+        "unnamed class": {"columns": ["a", "b"], "rows": [["", ""], [None, ""]], "chart": {"kind": "confusion_matrix", "x": "a", "y": "b"}},
         "odd curve": {"columns": ["a", "b"], "rows": [["x", 1], [None, 0]], "chart": {"kind": "roc_curve", "x": "a", "y": "b"}},
         "percent": {"columns": ["a", "b"], "rows": [[0, 0], [50, 75], [100, 100]], "chart": {"kind": "roc_curve", "x": "a", "y": "b"}},
     }  # fmt: skip
@@ -198,6 +199,7 @@ def test_tables_of_other_senders_show_at_least_their_rows(tab: Any, site: Any) -
     expect(odd.locator("h4")).to_have_text(markup)
     expect(odd.locator(".keys li")).to_have_text(["none", markup])
     expect(card_of(page, "odd histogram").locator("rect.bin")).not_to_have_count(0)
+    expect(card_of(page, "unnamed class").locator("text.cell")).to_have_text("1")
     expect(card_of(page, "percent").locator(".keys")).to_have_text("b AUC 0.625")
     for key in ("no rows", "odd rows", "odd histogram", "empty matrix", "odd curve"):
         card_of(page, key).get_by_role("button", name="Table", exact=True).click()

@@ -165,10 +165,10 @@ function confusion(chart: Chart, read: Read, words: string[]): Drawn {
   const values = [...new Set([...actual, ...predicted])].filter((value) => value !== null);
   if (isNumeric(values)) values.sort((a, b) => Number(a) - Number(b));
   const classes = limited(values, MAX_CLASSES, "classes", words);
-  const index = new Map(classes.map((value, position) => [value, position]));
+  const index = new Map<Value, number>(classes.map((value, position) => [value, position]));
   const counts = classes.map(() => classes.map(() => 0));
   for (const [row, value] of actual.entries()) {
-    const [at, of] = [index.get(value ?? ""), index.get(predicted[row] ?? "")];
+    const [at, of] = [index.get(value), index.get(predicted[row] ?? null)];
     const cells = at === undefined ? undefined : counts[at];
     if (cells && of !== undefined) cells[of] = (cells[of] ?? 0) + (samples ? Number(samples[row] ?? 0) || 0 : 1);
   }
