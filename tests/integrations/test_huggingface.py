@@ -224,6 +224,15 @@ def test_ranks_but_the_first_record_nothing(make_trainer: Callable[..., Any]) ->
     assert tensormeter.run is None
 
 
+def test_a_model_that_cannot_count_its_parameters_has_a_configuration(make_trainer: Callable[..., Any]) -> None:
+    callback = TensormeterCallback(mode="disabled")
+    trainer = make_trainer(callback, max_steps=1)
+    trainer.model.num_parameters = lambda: 1 / 0
+    trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
+    assert callback.run is not None
+    assert callback.run.config["max_steps"] == 1
+
+
 def test_a_misspelt_option_is_refused_before_the_training() -> None:
     with pytest.raises(TypeError, match="tag"):
         TensormeterCallback(tag=["a"])

@@ -1,6 +1,7 @@
 """Media of `SummaryWriter` compared with the pixels, counts and curves that torch's writer stores."""
 
 import io
+import math
 
 import numpy as np
 import pytest
@@ -138,7 +139,10 @@ def test_histograms_have_the_counts_that_torch_stores(both):
             4,
         )
 
+        writer.add_histogram_raw("no minimum", math.nan, 3.0, 6, 0.0, 0.0, [1.0, 2.0, 3.0], [3, 2, 1], 5)
+
     torchs, run = both(write)
+    assert run.histograms("no minimum").count[0] == 6
     for step, key in enumerate(("exponential", "auto", "edges", "merged", "raw")):
         ours = run.histograms(key)
         (event,) = torchs.Histograms(key)

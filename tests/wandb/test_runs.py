@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,21 @@ def test_the_step_of_a_resumed_run_does_not_depend_on_what_has_arrived(online: S
         wait_for(lambda: _points(server, "arrived") == first + 5, "the rows have arrived")  # noqa: B023 - called in the loop
         assert (run.step, run.starting_step) == (first + 5, first)
         run.finish()
+
+
+def test_the_step_counts_from_0_if_the_server_cannot_be_read(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (place / "api" / "v1").mkdir(parents=True)
+    (place / "api" / "v1" / "runs").write_text("{}")  # the document of some other program
+    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as other:
+        threading.Thread(target=other.serve_forever, args=(0.01,)).start()
+        monkeypatch.setenv("TENSORMETER_ENDPOINT", f"http://127.0.0.1:{other.server_port}")
+        wandb.init(id="unread").finish()
+        with wandb.init(id="unread", resume="allow") as run:
+            assert run.step == 0
+        other.shutdown()
+    assert "wandb.run.step: counting from 0, because the last step of the run cannot be read: KeyError" in caplog.text
 
 
 def _points(server: Server, run_id: str) -> int:

@@ -152,7 +152,7 @@ class TensormeterCallback(TrainerCallback):
             config |= model_config if isinstance(model_config, dict) else model_config.to_dict()
         config |= args.to_dict()
         if callable(count := getattr(model, "num_parameters", None)):
-            with contextlib.suppress(AttributeError):  # raised by some wrapped models
+            with contextlib.suppress(Exception):  # wrapped, quantized and sharded models may raise anything
                 config["model/num_parameters"] = count()
         run.config.update(config)
 

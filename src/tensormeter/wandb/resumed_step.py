@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Final
 
 from tensormeter.errors import TensormeterError
+from tensormeter.record.warn_once import describe
 from tensormeter.session.run import Run
 from tensormeter.wandb.notices import warn_once
 
@@ -32,8 +33,11 @@ def first_step(run: Run) -> int:
         with Client(run.settings.endpoint, token=run.settings.token, timeout=_TIMEOUT) as client:
             for stored in client.runs(run.project, filter=f'id = "{run.id}"', limit=1):
                 return 1 + _last_step(stored, run)
-    except TensormeterError as error:
-        warn_once("step", "wandb.run.step: counting from 0, because the last step of the run cannot be read: %s", error)
+    except Exception as error:  # a program that is no experiment server may answer with any document
+        reason = error if isinstance(error, TensormeterError) else describe(error)
+        warn_once(
+            "step", "wandb.run.step: counting from 0, because the last step of the run cannot be read: %s", reason
+        )
     return 0
 
 

@@ -123,13 +123,14 @@ def init(
         "save_code": save_code,
         "sync_tensorboard": tensorboard if sync_tensorboard is None else sync_tensorboard,
     }
-    chosen = _choose(given, _settings_of(settings))
+    settings = _settings_of(settings)
+    chosen = _choose(given, settings)
     previous = _previous_run(chosen("reinit"))
     if previous is not None:
         return previous
     values = {**current.before_init.as_dict(), **read_config(config, config_exclude_keys, config_include_keys)}
     folder = _folder(chosen("dir"))
-    run_id, words = _identity(chosen, folder, resume_from)
+    run_id, resume = _identity(chosen, folder, resume_from)
     moment = _moment("resume_from", resume_from)
     parent = _moment("fork_from", fork_from)
     is_further_run = _REINITS.get(chosen("reinit")) == "create_new"
@@ -143,7 +144,7 @@ def init(
             job_type=_text(chosen("job_type")),
             tags=_tags(chosen("tags")),
             notes=_text(chosen("notes")),
-            resume=words,
+            resume=resume,
             fork_from=None if parent is None else f"{parent[0]}@{parent[1]}",
             mode=_mode(chosen),
             settings=_recording_settings(chosen),
@@ -157,7 +158,7 @@ def init(
         values,
         entity=_text(chosen("entity")) or "",
         folder=folder,
-        settings=chosen("settings"),
+        settings=settings,
         first_step=None if moment is None else moment[1] + 1,
     )
     current.clear_config()
@@ -195,8 +196,6 @@ def _choose(given: Mapping[str, Any], settings: Settings) -> Callable[[str], Any
     environment = read_environment()
 
     def choose(name: str) -> Any:
-        if name == "settings":
-            return settings
         for value in (given.get(name), settings.argument(name), environment.get(name)):
             if value is not None:
                 return value
