@@ -1,9 +1,11 @@
 """`SummaryWriter` compared with torch's: the same calls, the same names, steps and values."""
 
+import gc
 import inspect
 import math
 import multiprocessing
 import os
+import weakref
 from collections import defaultdict
 
 import numpy as np
@@ -219,6 +221,18 @@ def test_writers_of_trials_in_one_folder_log_to_their_own_trial(recorded):
     assert [recorded.points(trial.name) for trial in trials] == [{"loss": [(0, 0)]}, {"loss": [(0, 1)]}]
 
 
+def test_a_finished_run_is_forgotten_with_its_open_writers():
+    def record(name):
+        run = tensormeter.init(name=name, mode="disabled")
+        SummaryWriter(name).add_scalar("loss", 1.0, 0)
+        run.finish()
+        return weakref.ref(run)
+
+    first, _ = (record(f"forgotten {number}") for number in range(2))
+    gc.collect()
+    assert first() is None
+
+
 def test_writers_of_one_folder_share_a_run(recorded):
     """Scripts open a second writer on `writer.get_logdir()`, to write hyperparameters next to the scalars."""
     writer = SummaryWriter("runs/shared")
@@ -424,6 +438,7 @@ assert not {"torch", "tensorboard", "tensorboardX", "numpy", "google.protobuf"} 
 def test_ranks_with_one_id_share_a_run(recorded, tmp_path):
     script = """
 import os
+import weakref
 from tensormeter.tensorboard import SummaryWriter
 with SummaryWriter("runs/ranks") as writer:
     writer.add_scalar(f"loss/{os.environ['RANK']}", 0.5, 0)

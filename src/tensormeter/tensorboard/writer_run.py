@@ -106,9 +106,10 @@ def join_run(folder: str, run: Run | None, options: Mapping[str, Any], *, is_def
     key = folder if "://" in folder else os.path.abspath(folder)
     with _lock:
         current = run if run is not None or options else open_runs.current_run()
+        for place in [place for place, joined in _by_folder.items() if joined.run.finished]:
+            del _by_folder[place]
         shared = _by_folder.get(key)
-        is_shared = shared is not None and (shared.run is current or (shared.owned and run is None))
-        if shared is not None and is_shared and not shared.run.finished:
+        if shared is not None and (shared.run is current or (shared.owned and run is None)):
             shared.writers += 1
             if options.get("config"):
                 shared.run.config.update(options["config"])
