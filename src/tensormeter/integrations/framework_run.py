@@ -6,13 +6,13 @@ It is the run that the script itself has started. Without one, the adapter start
 import inspect
 import threading
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 import tensormeter
 from tensormeter import Run, Settings
 
-__all__ = ["check_options", "script_run", "start_run"]
+__all__ = ["CallbackRun", "check_options", "join_or_start", "script_run", "start_run"]
 
 _started: "Final[WeakKeyDictionary[Run, int]]" = WeakKeyDictionary()
 """Threads that have started runs for adapters, by run."""
@@ -65,3 +65,39 @@ def start_run(options: Mapping[str, Any], defaults: Mapping[str, Any], *, finish
     run = tensormeter.init(**given, defaults=defaults)
     _started[run] = threading.get_ident()
     return run
+
+
+class CallbackRun(NamedTuple):
+    """A run that a callback records in.
+
+    Attributes:
+        run: The run.
+        owned: Whether the callback has started the run.
+    """
+
+    run: Run
+    owned: bool
+
+    def finish(self) -> None:
+        """Finish the run if the callback has started it, and wait for delivery."""
+        if self.owned:
+            self.run.finish()
+
+
+def join_or_start(run: Run | None, options: Mapping[str, Any], project: str) -> CallbackRun:
+    """Return the run for a callback: the stated one, the script's, or one that is started now.
+
+    A run that an earlier callback has started in this thread is finished first, because it describes another training.
+
+    Args:
+        run: Run that the script states, or None.
+        options: Arguments for `tensormeter.init`. With any of them, a run is started even if the script has one.
+        project: Project of a new run if neither the options nor the environment name one.
+
+    Raises:
+        SettingsError: An option is invalid.
+    """
+    chosen = run if run is not None or options else script_run()
+    if chosen is not None:
+        return CallbackRun(chosen, owned=False)
+    return CallbackRun(start_run(options, {"project": project}, finish_previous=True), owned=True)

@@ -6,8 +6,7 @@ from typing import Any, Final
 import keras
 
 import tensormeter
-from tensormeter.integrations.callback_run import CallbackRun, join_or_start
-from tensormeter.integrations.framework_run import check_options
+from tensormeter.integrations.framework_run import CallbackRun, check_options, join_or_start
 from tensormeter.integrations.shield import shielded
 
 __all__ = ["TensormeterCallback"]

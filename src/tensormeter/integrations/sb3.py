@@ -11,8 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure, HParam, Image, KVWriter, Video
 
 import tensormeter
-from tensormeter.integrations.callback_run import CallbackRun, join_or_start
-from tensormeter.integrations.framework_run import check_options
+from tensormeter.integrations.framework_run import CallbackRun, check_options, join_or_start
 from tensormeter.integrations.shield import shielded
 from tensormeter.tensorboard.values import attempt, figure_of, histogram_of, image_of, video_of
 
