@@ -64,6 +64,7 @@ def test_a_generator_that_is_closed_in_another_context_raises_nothing():
         generator = rows()
         next(generator)
         contextvars.copy_context().run(generator.close)
+        assert generator.gi_frame is None
 
 
 def test_notebooks_keep_the_other_runs_of_a_sweep(notebook):
