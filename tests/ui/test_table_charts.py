@@ -186,6 +186,13 @@ def test_tables_of_other_senders_show_at_least_their_rows(tab: Any, site: Any) -
         "empty matrix": {"columns": ["a", "b"], "rows": [[None, 1]], "chart": {"kind": "confusion_matrix", "x": "a", "y": "b"}},
         "unnamed class": {"columns": ["a", "b"], "rows": [["", ""], [None, ""]], "chart": {"kind": "confusion_matrix", "x": "a", "y": "b"}},
         "odd curve": {"columns": ["a", "b"], "rows": [["x", 1], [None, 0]], "chart": {"kind": "roc_curve", "x": "a", "y": "b"}},
+        "one bar": {"columns": ["a", "b"], "rows": [["x", 5e9], ["y", "NaN"]], "chart": {"kind": "bar", "x": "a", "y": "b"}},
+        "long names": {
+            "columns": ["a", "b"],
+            "rows": [[f"category number {number}", number] for number in range(100)],
+            "chart": {"kind": "bar", "x": "a", "y": "b"},
+        },
+        "alone": {"columns": ["a", "b"], "rows": [["x", 1]], "chart": {"kind": "bar", "x": "a", "y": "b"}},
         "percent": {"columns": ["a", "b"], "rows": [[0, 0], [50, 75], [100, 100]], "chart": {"kind": "roc_curve", "x": "a", "y": "b"}},
     }  # fmt: skip
     for number, (key, body) in enumerate(bodies.items()):
@@ -201,9 +208,20 @@ def test_tables_of_other_senders_show_at_least_their_rows(tab: Any, site: Any) -
     expect(card_of(page, "odd histogram").locator("rect.bin")).not_to_have_count(0)
     expect(card_of(page, "unnamed class").locator("text.cell")).to_have_text("1")
     expect(card_of(page, "percent").locator(".keys")).to_have_text("b AUC 0.625")
-    for key in ("no rows", "odd rows", "odd histogram", "empty matrix", "odd curve"):
+    expect(card_of(page, "one bar")).to_contain_text("Not drawn: 1 NaN or infinite value")
+    expect(card_of(page, "one bar").locator("svg text").filter(has_text="5e9")).to_have_count(1)
+    for key, mark in (("alone", "svg[role=img] rect"), ("odd histogram", "rect.bin")):
+        assert card_of(page, key).locator(mark).evaluate("(bar) => +bar.getAttribute('width')") > 50
+    labels = (
+        card_of(page, "long names")
+        .locator("svg text > title")
+        .evaluate_all("(titles) => titles.map((title) => title.parentNode.firstChild.textContent)")
+    )
+    assert len(labels) == len(set(labels)) > 20
+    for key in ("no rows", "odd rows", "odd histogram", "empty matrix", "odd curve", "one bar", "alone"):
         card_of(page, key).get_by_role("button", name="Table", exact=True).click()
         expect(card_of(page, key).locator("tbody tr")).to_have_count(
             sum(isinstance(row, list) for row in bodies[key]["rows"])
         )
+    expect(card_of(page, "alone").get_by_text("1 row", exact=True)).to_be_visible()
     assert page.title() != "hacked"

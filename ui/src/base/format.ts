@@ -23,6 +23,9 @@ export function count(value: number): string {
   return `${scale === 0 ? value : Number(value.toPrecision(3))}${SI[scale]}`;
 }
 
+/** Format a count in full, with its noun in the singular or plural. */
+export const counted = (value: number, noun: string): string => `${value.toLocaleString("en")} ${noun}${value === 1 ? "" : "s"}`;
+
 /** Format bytes in binary units. */
 export function bytes(value: number): string {
   let scale = 0;

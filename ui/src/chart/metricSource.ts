@@ -238,7 +238,7 @@ class Groups {
 
   traces(middles: string, smoothing: number): Trace[] {
     return [...this.groups].map(([label, { color, bands, ranks }]) => {
-      const note = `mean of the ${middles} of ${bands.length} ${bands.length === 1 ? "run" : "runs"}, ${ranks} ranks`;
+      const note = `mean of the ${middles} of ${format.counted(bands.length, "run")}, ${ranks} ranks`;
       return bandTrace(label, color, combineBands(bands), smoothing, () => note);
     });
   }

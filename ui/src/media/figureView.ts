@@ -170,12 +170,12 @@ function frame(box: Box, xAxis: Axis, yAxis: Axis, room: number, hasGrid: boolea
   return marks;
 }
 
-/** A text of limited width in pixels; if it is cut, the whole text is its title. */
+/** A text of limited width in pixels. A longer one loses its middle, because the ends of names differ, and is the title. */
 function label(x: number, y: number, content: string, anchor: string, room = MAX_LABEL * LETTER): SVGElement {
   const element = svg("text", { x: x.toFixed(1), y: y.toFixed(1), "text-anchor": anchor });
   const words = plain(content);
   const letters = Math.max(3, Math.floor(room / LETTER));
-  element.textContent = words.length > letters ? `${words.slice(0, letters - 1)}…` : words;
+  element.textContent = words.length > letters ? `${words.slice(0, letters >> 1)}…${words.slice((letters >> 1) + 1 - letters)}` : words;
   if (words.length > letters) {
     const title = svg("title", {});
     title.textContent = words;

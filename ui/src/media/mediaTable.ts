@@ -48,7 +48,8 @@ export class MediaTable {
       else cell.removeAttribute("aria-sort");
     }
     fill(this.body, ...rows.slice(0, this.rowLimit).map((row) => h("tr", {}, ...row.map((cell) => this.cell(cell)))));
-    this.count.textContent = rows.length === this.rows.length ? `${rows.length} rows` : `${rows.length} of ${this.rows.length} rows`;
+    const all = format.counted(this.rows.length, "row");
+    this.count.textContent = rows.length === this.rows.length ? all : `${rows.length} of ${all}`;
   }
 
   private sortBy(position: number): void {

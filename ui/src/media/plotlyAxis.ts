@@ -63,13 +63,19 @@ function linearAxis(numbers: number[], content: AxisContent, isDate: boolean): A
   const ticks: [number, string][] = [];
   for (let value = Math.ceil(low / size) * size; value <= high && ticks.length < 20; value += size) {
     const shown = Math.abs(value) < size / 1e6 ? 0 : value;
-    ticks.push([(value - low) / (high - low), isDate ? moment(shown, size) : format.number(Number(shown.toPrecision(12)))]);
+    ticks.push([(value - low) / (high - low), isDate ? moment(shown, size) : tick(Number(shown.toPrecision(12)))]);
   }
   const every = isDate ? Math.ceil(ticks.length / 5) : 1;
   return {
     ticks: ticks.filter((_, index) => index % every === 0),
     place: (value) => ((isDate ? Date.parse(String(value)) : value === null ? Number.NaN : Number(value)) - low) / (high - low),
   };
+}
+
+/** A number, in scientific notation from 10 million on if that is shorter. */
+function tick(value: number): string {
+  const [digits, brief] = [format.number(value), value.toExponential().replace("e+", "e").replace("-", "−")];
+  return Math.abs(value) >= 1e7 && brief.length < digits.length ? brief : digits;
 }
 
 function rangeOf(numbers: number[], content: AxisContent): [number, number] {
@@ -96,11 +102,11 @@ function padded(low: number, high: number, below = true, above = true): [number,
   return [below ? low - space : low, above ? high + space : high];
 }
 
-/** The smallest distance between two values. */
-export function stepOf(values: number[]): number {
+/** The smallest distance between two values; `alone` if there are no two. */
+export function stepOf(values: number[], alone = 1): number {
   const sorted = [...new Set(values)].sort((a, b) => a - b);
   const gaps = sorted.slice(1).map((value, index) => value - (sorted[index] as number));
-  return gaps.length ? least(gaps) : 1;
+  return gaps.length ? least(gaps) : alone;
 }
 
 /** The next larger 1, 2 or 5 times a power of ten. */

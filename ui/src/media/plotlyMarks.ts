@@ -80,7 +80,8 @@ function sampled({ y }: Trace, limit: number): number[] {
 export function barsOf(trace: Trace, position: number, of: number, px: Position, py: Position, inner: Size, words: string[], hits: Hit[]): SVGElement[] {
   const categories = trace.horizontal ? trace.y : trace.x;
   const at = categories.map((value) => (trace.horizontal ? py(value) : px(value)));
-  const slot = Math.min(stepOf(at.filter(Number.isFinite)), (trace.horizontal ? inner.height : inner.width) * 0.9) * (trace.isBinned || categories.length > 40 ? 1 : 0.82);
+  const room = trace.horizontal ? inner.height : inner.width;
+  const slot = Math.min(stepOf(at.filter(Number.isFinite), room / 2), room * 0.9) * (trace.isBinned || categories.length > 40 ? 1 : 0.82);
   const thick = slot / of;
   const limit = Math.ceil(MAX_BARS / of);
   if (categories.length > limit) note(words, `The first ${format.count(limit)} of ${format.count(categories.length)} bars are drawn`);

@@ -20,6 +20,7 @@ const MAX_CLASSES = 200;
 const [MANY_BARS, LONG_NAME] = [12, 12];
 /** Ratio of the highest to the lowest value from which an axis may be logarithmic. */
 const DECADES = 1000;
+const NOT_FINITE = /^(NaN|-?Infinity)$/;
 
 interface Chart {
   kind: keyof typeof NAMES;
@@ -48,6 +49,8 @@ export function chartFigure(chart: Chart, body: Json, words: string[]): Figure {
     const position = columns.indexOf(name);
     return rows.map((row) => valueOf(row[position]));
   };
+  const odd = [chart.x, ...chart.y].reduce((sum, name) => sum + rows.filter((row) => NOT_FINITE.test(String(row[columns.indexOf(name)]))).length, 0);
+  if (odd) words.push(`Not drawn: ${format.counted(odd, "NaN or infinite value")}`);
   const kinds = { line: lines, scatter: lines, bar: bars, histogram: histograms, confusion_matrix: confusion, pr_curve: curves, roc_curve: curves };
   const figure = kinds[chart.kind](chart, column, words);
   return { ...figure, name: NAMES[chart.kind] };
@@ -60,7 +63,7 @@ const columnsOf = ({ columns }: Json): string[] => (Array.isArray(columns) ? col
 
 function valueOf(cell: unknown): Value {
   if (typeof cell === "number" || typeof cell === "boolean") return typeof cell === "number" ? cell : String(cell);
-  return typeof cell === "string" && !/^(NaN|-?Infinity)$/.test(cell) ? cell : null;
+  return typeof cell === "string" && !NOT_FINITE.test(cell) ? cell : null;
 }
 
 const isNumeric = (values: Value[]) => values.every((value) => value === null || typeof value === "number");

@@ -281,7 +281,7 @@ export class RunsPage implements Page {
     this.problem.textContent = "";
     this.grid.setRows(this.rows.total, (index) => this.rows.at(index));
     const { matches } = this.rows;
-    const words = `${matches.toLocaleString("en")} ${matches === 1 ? "run" : "runs"}${this.params.has("filter") ? (matches === 1 ? " matches" : " match") : ""}`;
+    const words = `${format.counted(matches, "run")}${this.params.has("filter") ? (matches === 1 ? " matches" : " match") : ""}`;
     setText(this.status, words);
     if (this.sample.length && this.element.classList.toggle("unmatched", matches === 0)) {
       fill(
@@ -337,13 +337,13 @@ export class RunsPage implements Page {
         const metric = key.slice("summary.".length);
         const values = row.runs.map((run) => api.toNumber(run.summary[metric]?.value as api.JsonNumber)).filter(Number.isFinite);
         const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
-        const share = values.length < row.runs.length ? ` of ${values.length}` : "";
-        return values.length ? `${shortLabel(key)} ${format.number(mean)} on average${share}` : "";
+        const share = values.length < row.runs.length ? ` of ${format.counted(values.length, "run")}` : "";
+        return values.length ? `mean ${shortLabel(key)} ${format.number(mean)}${share}` : "";
       });
-    const toggle = button(`${row.open ? "▾" : "▸"} ${shortLabel(group)} = ${row.heading}`, () => this.fold(row), {
+    const toggle = button(`${row.open ? "▾" : "▸"} ${shortLabel(group)} = ${row.heading || "–"}`, () => this.fold(row), {
       "aria-expanded": String(row.open),
       tabindex: -1,
     });
-    return h("div", { class: "heading" }, toggle, h("span", { class: "muted" }, [`${row.runs.length} runs`, ...means].filter(Boolean).join(" · ")));
+    return h("div", { class: "heading" }, toggle, h("span", { class: "muted" }, [format.counted(row.runs.length, "run"), ...means].filter(Boolean).join(" · ")));
   }
 }

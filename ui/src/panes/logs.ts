@@ -188,14 +188,14 @@ export class LogsPane implements Pane {
   private drawStatus(): void {
     const { usage, lines, atStart, atEnd, missed, damaged, searchedTo } = this.window;
     const isLive = this.list.isStuck && atEnd;
-    const words = [counted(usage.lines, "line"), format.bytes(usage.size)];
+    const words = [format.counted(usage.lines, "line"), format.bytes(usage.size)];
     if (lines.length < usage.lines && this.filterKey === "{}") words.push(`${lines.length.toLocaleString()} loaded`);
-    if (damaged) words.push(`${counted(damaged, "line")} missing, because the store is damaged`);
+    if (damaged) words.push(`${format.counted(damaged, "line")} missing, because the store is damaged`);
     if (this.selection.runs[0]?.state === "running" && isLive) words.push("following");
     if (searchedTo) words.push(`searching, at ${momentOf(searchedTo)}`);
     setText(this.status, words.join(" · "));
     this.newest.hidden = isLive || lines.length === 0;
-    setText(this.newest, missed ? `↓ ${counted(missed, "new line")}` : "↓ Newest");
+    setText(this.newest, missed ? `↓ ${format.counted(missed, "new line")}` : "↓ Newest");
     this.notice.hidden = usage.evicted === 0 || !atStart;
     setText(this.notice, this.notice.hidden ? "" : `${usage.evicted.toLocaleString()} older lines were deleted, because the log had too many.`);
   }
@@ -236,5 +236,3 @@ export class LogsPane implements Pane {
     this.element.style.height = `${Math.max(LEAST_HEIGHT, innerHeight - top)}px`;
   }
 }
-
-const counted = (count: number, noun: string): string => `${count.toLocaleString()} ${noun}${count === 1 ? "" : "s"}`;

@@ -1,6 +1,7 @@
 // A cell for each GPU of the run, so that idle GPUs are easy to spot, also among 512.
 
 import { fill, h } from "../base/dom";
+import { counted } from "../base/format";
 import { remember } from "../base/remember";
 import * as api from "../data/api";
 import type { RunSelection } from "./runSelection";
@@ -69,7 +70,7 @@ export class GpuGrid {
   private draw(nodes: [string, [string, Gpu][]][]): void {
     const gpus = nodes.flatMap(([, gpus]) => gpus);
     const idle = gpus.filter(([, { busy }]) => busy < IDLE).length;
-    const words = [`${gpus.length} on ${nodes.length} ${nodes.length === 1 ? "node" : "nodes"}`, idle ? `${idle} idle` : ""].filter(Boolean).join(", ");
+    const words = [`${gpus.length} on ${counted(nodes.length, "node")}`, idle ? `${idle} idle` : ""].filter(Boolean).join(", ");
     fill(
       this.element,
       h("h2", {}, "GPUs by node ", h("span", { class: "muted" }, `${words}; percent busy, last reading`)),

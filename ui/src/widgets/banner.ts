@@ -43,7 +43,7 @@ export function attemptBanners(hidden: api.HiddenPart[]): Banner[] {
   else params.set("attempts", "all");
   const first = Math.min(...hidden.map(({ step }) => step)).toLocaleString("en");
   const [who, verb] = attempts.length === 1 ? [`Attempt ${attempts[0]}`, "is"] : [`Attempts ${attempts.slice(0, -1).join(", ")} and ${attempts[attempts.length - 1]}`, "are"];
-  const where = metrics === 1 ? "in 1 chart" : `in ${metrics.toLocaleString("en")} charts`;
+  const where = `in ${format.counted(metrics, "chart")}`;
   if (isShown) return [{ kind: "note", title: "All attempts are shown.", text: "", links: [["Hide repeated steps", address(path, params)]] }];
   return [{ kind: "note", title: `${who} ${verb} hidden from step ${first} on`, text: `${where}, because a later attempt repeats these steps.`, links: [["Show all attempts", address(path, params)]] }];
 }
@@ -53,17 +53,13 @@ export function runBanners(project: string, lost: api.Run[], late: api.Run[], to
   const banners: Banner[] = [];
   if (lost.length) {
     const runLinks = linksTo(project, lost, totals.lost, LOST_FILTER, (run) => format.count(run.lost));
-    banners.push({ kind: "bad", title: "Data was lost", text: `in ${countRuns(totals.lost)}:`, links: runLinks });
+    banners.push({ kind: "bad", title: "Data was lost", text: `in ${format.counted(totals.lost, "run")}:`, links: runLinks });
   }
   if (late.length) {
     const runLinks = linksTo(project, late, totals.late, LATE_FILTER, (run) => format.duration(run.lag ?? 0));
-    banners.push({ kind: "warn", title: "Late data", text: `in ${countRuns(totals.late)}:`, links: runLinks });
+    banners.push({ kind: "warn", title: "Late data", text: `in ${format.counted(totals.late, "run")}:`, links: runLinks });
   }
   return banners;
-}
-
-function countRuns(n: number): string {
-  return n === 1 ? "1 run" : `${n} runs`;
 }
 
 function linksTo(project: string, affected: api.Run[], n: number, filter: string, amount: (run: api.Run) => string): [string, string][] {

@@ -61,7 +61,7 @@ function tracebackBox(lines: string[]): HTMLElement {
   const text = h("pre", { tabindex: 0, "aria-label": "Traceback" }, lines.slice(-SHOWN).join("\n"));
   const copy = copyButton("Copy traceback", () => lines.join("\n"));
   const hidden = lines.length - SHOWN;
-  const more = button(`Show ${hidden} earlier ${hidden === 1 ? "line" : "lines"}`, () => {
+  const more = button(`Show ${format.counted(hidden, "earlier line")}`, () => {
     fill(text, lines.join("\n"));
     more.remove();
   });
