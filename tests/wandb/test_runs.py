@@ -103,14 +103,22 @@ def test_own_variables_apply_without_those_of_wandb(monkeypatch: pytest.MonkeyPa
     assert wandb.init().project == "uncategorized"
 
 
-@pytest.mark.parametrize("variable", ["WANDB_MODE", "WANDB_RESUME", "WANDB_SILENT", "WANDB_DISABLED"])
+@pytest.mark.parametrize(
+    ("variable", "expected"),
+    [
+        ("MODE", "online, offline, disabled"),
+        ("RESUME", "allow, auto, must, never, true or false"),
+        ("SILENT", "true or false"),
+        ("DISABLED", "true or false"),
+    ],
+)
 def test_an_invalid_variable_is_ignored_with_a_warning(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: str
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: str, expected: str
 ) -> None:
-    monkeypatch.setenv(variable, "sometimes")
-    run = wandb.init()
-    assert run.offline
-    assert f"{variable}='sometimes' is ignored: expected" in caplog.text
+    monkeypatch.setenv(f"WANDB_{variable}", "sometimes")
+    run = wandb.init(project="")
+    assert (run.offline, run.project) == (True, "uncategorized")
+    assert f"WANDB_{variable}='sometimes' is ignored: expected {expected}" in caplog.text
 
 
 def test_the_api_key_is_not_recorded(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:

@@ -105,6 +105,18 @@ def test_curves_are_those_of_wandb() -> None:
         assert ours.data == [list(row) for row in theirs.data]
 
 
+def test_long_curves_keep_the_ends_of_each_class() -> None:
+    pytest.importorskip("sklearn")
+    random = np.random.default_rng(0)
+    truth = random.integers(0, 2, 30_000)
+    first = random.random(30_000) * 0.6 + (truth == 0) * 0.4
+    curve = wandb.plot.roc_curve(truth, np.stack([first, 1 - first], 1))
+    assert 3_000 < len(curve.data) < 11_000
+    for number in (0, 1):
+        points = [row[1:] for row in curve.data if row[0] == number]
+        assert (points[0], points[-1]) == ([0.0, 0.0], [1.0, 1.0])
+
+
 def test_images_have_the_orders_of_wandb(online: Stored) -> None:
     image = pytest.importorskip("PIL.Image")
     figure = pytest.importorskip("matplotlib.figure").Figure()

@@ -47,7 +47,10 @@ def _resume(text: str) -> str | bool:
     word = text.strip().lower()
     if word in RESUMES:
         return word
-    return as_flag(word)
+    try:
+        return as_flag(word)
+    except ValueError:
+        raise ValueError(f"expected {', '.join(RESUMES)}, true or false") from None
 
 
 def _tags(text: str) -> list[str]:

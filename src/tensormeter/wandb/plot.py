@@ -183,16 +183,20 @@ def roc_curve(
 ) -> Table:
     """Return a curve of the true by the false positive rate for each class. Requires scikit-learn.
 
+    The curves have about 10,000 points in total. The first and the last point of each curve are always among them.
+
     See `pr_curve` for the arguments.
     """
     import numpy as np
     from sklearn.metrics import roc_curve as curve_of
 
     rows = []
-    for number, value, name in _classes(y_true, labels, classes_to_plot):
+    classes = _classes(y_true, labels, classes_to_plot)
+    for number, value, name in classes:
         false, true, _ = curve_of(np.asarray(y_true), np.asarray(y_probas)[..., number], pos_label=value)
-        rows += [[name, round(float(f), 3), round(float(t), 3)] for f, t in zip(false, true, strict=True)]
-    return _chart(_thinned(Table(["class", "fpr", "tpr"], rows)), "roc_curve", title, x="fpr", y="tpr", series="class")
+        curve = [[name, round(float(f), 3), round(float(t), 3)] for f, t in zip(false, true, strict=True)]
+        rows += _thinned(curve, max(2, Table.MAX_ROWS // len(classes)))
+    return _chart(Table(["class", "fpr", "tpr"], rows), "roc_curve", title, x="fpr", y="tpr", series="class")
 
 
 def plot_table(
@@ -238,9 +242,7 @@ def _classes(y_true: Any, labels: Sequence[str] | None, chosen: Any) -> list[tup
     ]
 
 
-def _thinned(table: Table) -> Table:
-    """Return a table with at most 10,000 rows at even distances."""
-    if len(table.data) > Table.MAX_ROWS:
-        stride = -(-len(table.data) // Table.MAX_ROWS)
-        table.data = table.data[::stride]
-    return table
+def _thinned(rows: list[list[Any]], limit: int) -> list[list[Any]]:
+    """Return about `limit` rows at even distances, with the first and the last one."""
+    stride = -(-len(rows) // limit)
+    return rows[::stride] + (rows[-1:] if (len(rows) - 1) % stride else [])

@@ -162,7 +162,7 @@ def _read_object(values: Any) -> dict[Any, Any]:
         return read
     if hasattr(values, "__dict__"):
         return {key: value for key, value in vars(values).items() if not key.startswith("_")}
-    raise UsageError(f"config: a {type(values).__name__} has no named values; pass a dict")
+    raise UsageError(f"config: {type(values).__name__} has no named values; pass a dict")
 
 
 def _read_file(path: Path) -> dict[str, Any]:

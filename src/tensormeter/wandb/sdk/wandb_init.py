@@ -136,7 +136,7 @@ def init(
     is_further_run = _REINITS.get(chosen("reinit")) == "create_new"
     try:
         recorded = tensormeter.init(
-            project=_text(chosen("project")),
+            project=_text(chosen("project")) or None,
             name=_text(chosen("name")),
             config=values,
             id=run_id,
@@ -213,9 +213,7 @@ def _previous_run(reinit: Any) -> Run | None:
     try:
         action = _REINITS[reinit]
     except (KeyError, TypeError):
-        raise UsageError(
-            f"wandb.init: reinit: expected True, False, {', '.join(map(str, _REINITS))}, got {reinit!r}"
-        ) from None
+        raise UsageError(f"wandb.init: reinit: expected {', '.join(map(str, _REINITS))}, got {reinit!r}") from None
     active = current.active_runs()
     if not active or action == "create_new":
         return None
