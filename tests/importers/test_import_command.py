@@ -66,12 +66,15 @@ def test_a_dry_run_counts_and_sends_nothing(server, run_import, table):
     assert server.get("/api/v1/runs", project="dry")["runs"] == []
 
 
-def test_paths_that_cannot_be_imported_are_reported_and_others_are(run_import, tmp_path):
+def test_paths_that_cannot_be_imported_are_reported_and_others_are(server, run_import, tmp_path):
     (tmp_path / "unknown.bin").write_bytes(b"\0" * 100)
     (tmp_path / "good.csv").write_text("step,loss\n0,1\n")
     paths = [tmp_path / name for name in ("missing", "unknown.bin", "good.csv")]
-    result = run_import(*paths, "--project", "mixed", status=1)
+    result = run_import(*paths, "--project", "mixed kinds", status=1)
     assert "missing: no such file or folder; check the path" in result.output
+    assert result.output.splitlines()[-1] == f"{server.url}/#/p/mixed%20kinds"
+    nothing = run_import(tmp_path / "missing", status=1).output.splitlines()
+    assert nothing == [f"{tmp_path / 'missing'}: no such file or folder; check the path"]
     assert "unknown.bin: found no runs of a known kind" in result.output
     assert counted(result)["runs"] == 1
 
@@ -80,7 +83,7 @@ def test_a_server_that_does_not_answer_ends_the_import(table, monkeypatch):
     monkeypatch.setattr("tensormeter.importers.sender._ATTEMPTS", 2)
     result = CliRunner().invoke(import_, [str(table), "--endpoint", f"http://127.0.0.1:{reserve_port()}"])
     assert result.exit_code == 1
-    assert "run the same command again to continue" in str(result.exception)
+    assert "runs (`tensormeter serve`), and run the same command again to continue" in str(result.exception)
 
 
 def test_a_name_is_for_one_run(run_import, tmp_path):

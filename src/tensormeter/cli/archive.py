@@ -90,12 +90,11 @@ def _all_projects(connection: Connection) -> Sequence[str]:
 
 def _describe(counts: Mapping[str, int]) -> str:
     names = {
-        "runs": "runs", "points": "points", "distributions": "distributions", "events": "events", "logs": "log lines",
-        "media": "media files",
+        "runs": "run", "points": "point", "distributions": "distribution", "events": "event", "logs": "log line",
+        "media": "media file",
     }  # fmt: skip
-    return ", ".join(
-        f"{counts.get(key, 0):,} {name}" for key, name in names.items() if counts.get(key) or key == "runs"
-    )
+    shown = [(counts.get(key, 0), name) for key, name in names.items() if counts.get(key) or key == "runs"]
+    return ", ".join(f"{count:,} {name}{'' if count == 1 else 's'}" for count, name in shown)
 
 
 def _listed(names: Sequence[str]) -> str:

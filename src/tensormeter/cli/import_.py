@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from urllib.parse import quote
 
 import click
 from rich.console import Console
@@ -24,6 +25,8 @@ __all__ = ["import_"]
 _INTERRUPTED = 130
 _MOST_FAULTS = 50
 """Maximum number of faults to print one by one."""
+_MOST_PROJECTS = 10
+"""Maximum number of projects whose addresses are printed."""
 
 
 @click.command("import")
@@ -67,6 +70,9 @@ def import_(
     options = Options(project=project, name=name, step_column=step, time_column=time, run_column=run_column)
     tally = Tally()
     sources = _find(paths, kind, options, tally, console)
+    if not sources:
+        _report_faults(tally, console)
+        sys.exit(1)
     if name and len(sources) > 1:
         raise UsageError(f"--name is for one run, but there are {len(sources):,}; leave it out, or choose one PATH")
     settings = Settings() if endpoint is None else Settings(endpoint=endpoint)
@@ -74,18 +80,18 @@ def import_(
     try:
         with _progress(console, sources, tally) as (advance, begin):
             api = None if dry_run else Connection(endpoint)
-            context = ImportContext(sender, tally, options, advance, lambda text: console.print(Text(plain(text))), api)
+            context = ImportContext(sender, tally, options, advance, lambda text: _print(console, text), api)
             for source in sources:
                 begin(source)
                 _send(source, context)
             sender.flush()
     except KeyboardInterrupt:
         console.print("interrupted; run the same command again to continue")
-        _report(tally, console, dry_run=dry_run)
+        _report(tally, console, None if dry_run else settings.endpoint)
         sys.exit(_INTERRUPTED)
     finally:
         sender.close()
-    _report(tally, console, dry_run=dry_run)
+    _report(tally, console, None if dry_run else settings.endpoint)
     if tally.faults:
         sys.exit(1)
 
@@ -99,7 +105,7 @@ def _find(paths: tuple[str, ...], kind: str, options: Options, tally: Tally, con
             tally.report(str(error))
             continue
         noun = "source" if len(of_path) == 1 else "sources"
-        console.print(Text(f"{plain(path)}: {name}, {len(of_path):,} {noun}"))
+        _print(console, f"{path}: {name}, {len(of_path):,} {noun}")
         sources += of_path
     return sources
 
@@ -141,15 +147,36 @@ def _progress(
         yield lambda size: progress.advance(task, size), begin
 
 
-def _report(tally: Tally, console: Console, *, dry_run: bool) -> None:
+def _print(console: Console, text: str) -> None:
+    console.print(Text(plain(text)), soft_wrap=True)
+
+
+def _report_faults(tally: Tally, console: Console) -> None:
     for fault in tally.faults[:_MOST_FAULTS]:
-        console.print(Text(plain(fault)), soft_wrap=True)
+        _print(console, fault)
     if len(tally.faults) > _MOST_FAULTS:
         console.print(f"... and {len(tally.faults) - _MOST_FAULTS:,} more")
-    table = Table("would be imported" if dry_run else "imported", "count", box=None, pad_edge=False)
+
+
+def _report(tally: Tally, console: Console, endpoint: str | None) -> None:
+    """Print the faults, the counts, and the addresses of the projects.
+
+    Args:
+        tally: Counts of the import.
+        console: Terminal or file.
+        endpoint: Base URL of the server, or None if nothing was sent.
+    """
+    _report_faults(tally, console)
+    table = Table("would be imported" if endpoint is None else "imported", "count", box=None, pad_edge=False)
     table.columns[1].justify = "right"
     for noun in ("runs", "points", "media", "logs"):
         table.add_row("log lines" if noun == "logs" else noun, f"{getattr(tally, noun):,}")
     for kind, count in sorted(tally.left_out.items(), key=lambda entry: (-entry[1], entry[0])):
         table.add_row(Text(f"left out: {plain(kind)}"), f"{count:,}")
     console.print(table)
+    if endpoint is None:
+        return
+    for project in list(tally.projects)[:_MOST_PROJECTS]:
+        _print(console, f"{endpoint.rstrip('/')}/#/p/{quote(project, safe='')}")
+    if len(tally.projects) > _MOST_PROJECTS:
+        console.print(f"... and {len(tally.projects) - _MOST_PROJECTS:,} more projects")

@@ -129,10 +129,11 @@ class RunRequests:
         self._flush()
         run_id = _identifier(run_id)
         identity = "\0".join((project, run_id, process, str(rank), str(attempt)))
+        project = fit_label(project) or "imported"
         attributes, _ = mask_config(plain_document(resource or {}))
         self._resource = {
             **{name: value for name, value in attributes.items() if _is_attribute(value)},
-            SERVICE_NAME: fit_label(project) or "imported",
+            SERVICE_NAME: project,
             SERVICE_INSTANCE_ID: hashlib.sha256(identity.encode("utf-8", "replace")).hexdigest()[:32],
             PROCESS_KIND: "training",
             RUN_ID: run_id,
@@ -150,6 +151,7 @@ class RunRequests:
             body["tags"] = [label for tag in tags if (label := fit_label(tag))]
         self._add_event(Event(RUN_START, max(1, started), body), 0)
         self._tally.runs += counted
+        self._tally.projects[project] = None
 
     def points(
         self,

@@ -169,7 +169,10 @@ class ServerSender:
                 if not self._deliver_halves(signal, body):
                     self._refuse(items, reason)
             case outcome:
-                raise TensormeterError(f"{outcome.reason}; run the same command again to continue")
+                raise TensormeterError(
+                    f"{outcome.reason}; check that the server of the endpoint runs (`tensormeter serve`), and run the same "
+                    "command again to continue"
+                )
 
     def _deliver_halves(self, signal: Signal, body: bytes) -> bool:
         """Send a request in two parts, and return whether it has more than one item."""

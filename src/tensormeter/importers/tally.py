@@ -17,6 +17,7 @@ class Tally:
 
     Attributes:
         runs: Number of runs.
+        projects: Names of their projects as keys, in order of first appearance.
         points: Number of points of metrics and histograms, without steps.
         media: Number of media items: images, tables, texts and others.
         logs: Number of log lines.
@@ -25,6 +26,7 @@ class Tally:
     """
 
     runs: int = 0
+    projects: dict[str, None] = field(default_factory=dict)
     points: int = 0
     media: int = 0
     logs: int = 0

@@ -88,6 +88,7 @@ class RunImport:
         if server is not None:
             self._part(lambda: self._restore_losses(server))
         self._context.tally.runs += 1
+        self._context.tally.projects[self._context.options.project or self._row["project"]] = None
 
     def _part(self, send: Callable[[], None]) -> None:
         """Send a part of the run. If it cannot be read, report that, and continue with the next part."""

@@ -145,7 +145,10 @@ class ServerStore:
                     if size > limit:
                         raise FileTooLargeError(f"{self._shown}: a response has more than {limit:,} bytes")
         except (MlflowException, OSError) as error:
-            raise SourceError(f"{self._shown}: {mask_addresses(str(error))[:500]}") from None
+            cause = mask_addresses(str(error))[:300]
+            raise SourceError(
+                f"{self._shown}: no response; start the tracking server or check the address ({cause})"
+            ) from None
         body = b"".join(chunks)
         if response.status_code != 200:
             hint = " (set MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"

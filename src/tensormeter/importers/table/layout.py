@@ -49,6 +49,6 @@ def choose_layout(label: str, names: Sequence[str], options: Options, note: Call
     layout = Layout(*chosen)
     step = f"column {layout.step!r}" if layout.step else "number of the row, because no column looks like a step"
     time = f"column {layout.time!r}" if layout.time else "the file's time, plus 1 ms for each row"
-    run = f", run: column {layout.run!r}" if layout.run else ""
+    run = f"; run: column {layout.run!r}" if layout.run else ""
     note(f"{label}: step: {step}; time: {time}{run}")
     return layout
