@@ -164,7 +164,7 @@ run.finish()
 | kind | `x` | `y` | `series` (optional) | drawing |
 |---|---|---|---|---|
 | `line` | numbers, ISO 8601 dates or names | numbers; a column or a list of up to 50 columns | one line for each value | points are connected in order of `x`, and with names in order of the rows; a missing number interrupts the line |
-| `scatter` | numbers, ISO 8601 dates or names | numbers; a column or a list of up to 50 columns | one colour for each value | one point for each row |
+| `scatter` | numbers, ISO 8601 dates or names | numbers; a column or a list of up to 50 columns | one color for each value | one point for each row |
 | `bar` | names | numbers; a column or a list of up to 50 columns | bars next to each other | one bar for each value of `x`; rows with the same `x` are added. Bars with long names are horizontal |
 | `histogram` | numbers or names | optional: the number of values that a row stands for | one histogram for each value | about 30 bins, which all series share |
 | `confusion_matrix` | predicted classes | actual classes | the number of samples that a row stands for; without it, each row is one sample | a heat map, shaded by the share of the actual class |

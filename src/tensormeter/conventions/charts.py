@@ -6,7 +6,7 @@ A chart is a mapping with these fields. `x`, `y` and `series` are names of colum
 |---|---|---|---|---|
 | `line` | numbers, dates or names | numbers; one column or several | one line for each value | in order of x |
 | `bar` | names | numbers; one column or several | bars next to each other | rows with the same x are added |
-| `scatter` | numbers, dates or names | numbers; one column or several | one colour for each value | one point for each row |
+| `scatter` | numbers, dates or names | numbers; one column or several | one color for each value | one point for each row |
 | `histogram` | numbers or names | optional: number of values of the row | one histogram for each value | the page chooses the bins |
 | `confusion_matrix` | predicted classes | actual classes | optional: number of samples of the row | shaded by actual class |
 | `pr_curve` | recall | precision | one curve for each class | with average precision |

@@ -179,7 +179,7 @@ function confusion(chart: Chart, read: Read, words: string[]): Drawn {
     const total = row.reduce((sum, count) => sum + count, 0);
     return row.map((count) => (total > 0 ? Math.max(0, count / total) : 0));
   });
-  words.push("Colour: share of the row");
+  words.push("Color: share of the row");
   const unit = chart.series ?? "samples";
   return {
     traces: [trace("heatmap", unit, 0, { x: classes, y: classes, z: counts, shades, unit })],

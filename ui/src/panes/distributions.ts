@@ -169,7 +169,7 @@ class DistributionCard {
   ) {
     const from = metric.scopes.length > 1 && scope ? [scope] : [];
     const title = [metric.title, ...from, ...Object.values(attributes).map(String)].join(" · ");
-    this.heat.setAttribute("aria-label", `${title} over ${this.axis === "step" ? "steps" : "time"}; a stronger colour means more values`);
+    this.heat.setAttribute("aria-label", `${title} over ${this.axis === "step" ? "steps" : "time"}; a stronger color means more values`);
     this.single.setAttribute("aria-label", `${title} at one ${this.axis === "step" ? "step" : "time"}`);
     this.heat.addEventListener("click", (event) => this.pick(event));
     this.element = h(

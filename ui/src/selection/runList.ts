@@ -51,7 +51,7 @@ export class RunList {
         type: "color",
         value: hex(run.color),
         class: "color",
-        "aria-label": `Colour of ${run.name}`,
+        "aria-label": `Color of ${run.name}`,
         on: { change: (event) => this.recolor(params, run.id, (event.target as HTMLInputElement).value) },
       });
       const name = h("a", { href: route.address(["p", this.selection.project, "runs", run.id]), title: run.group ?? run.name }, run.name);
