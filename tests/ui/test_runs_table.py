@@ -125,7 +125,8 @@ def test_groups_can_be_folded(tab: Any) -> None:
 def test_job_types_are_shown_edited_filtered_and_grouped(open_tab: Callable[..., Any], site: Any) -> None:
     for run, job_type in (("j1", "eval"), ("j2", "train"), ("j3", "")):
         sender = Sender(site.post, "jobs", run, run)
-        sender.event("run.start", time.time_ns(), {"job_type": job_type} if job_type else {})
+        config = {"hydra": {"job": {"id": run, "num": run}, "output_dir": run}, "width": run}
+        sender.event("run.start", time.time_ns(), {"config": config, **({"job_type": job_type} if job_type else {})})
     page = open_tab(site.url).go("#/p/jobs?columns=state,job_type&filter=job_type+%3D+%22eval%22")
     expect(page.get_by_text("1 run match")).to_be_visible()
     page.get_by_role("button", name="Edit job type: eval").click()
@@ -138,6 +139,9 @@ def test_job_types_are_shown_edited_filtered_and_grouped(open_tab: Callable[...,
     expect(headings).to_have_count(3)
     expect(headings.filter(has_text="job_type = test")).to_contain_text(re.compile(r"1 run$"))
     expect(headings.filter(has_text="job_type = \N{EN DASH}")).to_have_count(1)
+    page = open_tab(site.url).go("#/p/jobs")
+    added = page.get_by_role("columnheader", name="hydra.job.id")
+    expect(page.get_by_role("columnheader", name="width").or_(added)).to_have_text(["width", "hydra.job.id"])
     page = open_tab(site.url).go("#/p/jobs/runs/j1/overview")
     expect(page.get_by_role("definition").filter(has_text="test")).to_be_visible()
 

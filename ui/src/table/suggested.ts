@@ -4,6 +4,9 @@ import * as format from "../base/format";
 import type { Run } from "../data/api";
 import { SYSTEM_METRIC } from "../data/fields";
 
+/** Facts that integrations and imports add to the configuration. Settings of the script are suggested first. */
+const ADDED = /^config\.(hydra|optuna|ray|tags)\./;
+
 /** Suggest columns from a sample of runs and their fields. */
 export function suggestedColumns(sample: Run[], fields: string[]): string[] {
   const differingKeys = fields.filter((key) => {
@@ -11,6 +14,7 @@ export function suggestedColumns(sample: Run[], fields: string[]): string[] {
     const values = new Set(sample.map((run) => JSON.stringify(format.flatten(run.config).get(key.slice("config.".length)))));
     return values.size > 1 || sample.length === 1;
   });
+  differingKeys.sort((a, b) => Number(ADDED.test(a)) - Number(ADDED.test(b)));
   const metrics = fields.filter((key) => key.startsWith("summary.") && !SYSTEM_METRIC.test(key.slice("summary.".length)));
   const shownMetrics = [...metrics].sort((a, b) => rank(a) - rank(b)).slice(0, 3);
   const spark = shownMetrics[0] ? [`spark.${shownMetrics[0].slice("summary.".length)}`] : [];
