@@ -78,12 +78,12 @@ def _add(flat: Flattened, values: Mapping[Any, Any], prefix: str, above: tuple[i
         key = plain_key(given)
         if prefix:
             if type(key) is not str and not issubclass(type(key), _KEY_TYPES):
-                refused = Refused(f"a key in it is a {type(key).__name__}; use a str")
+                refused = Refused(f"a key in it has the type {type(key).__name__}; use a str")
                 flat.refusals.append((prefix.removesuffix("/"), refused))
                 continue
             key = f"{prefix}{key}"
         elif type(key) is not str:
-            flat.refusals.append((key, Refused(f"the key is a {type(key).__name__}; use a str")))
+            flat.refusals.append((key, Refused(f"the key has the type {type(key).__name__}; use a str")))
             continue
         if type(value) is dict or issubclass(type(value), Mapping):
             if id(value) in above or len(above) >= NESTED_MAPPINGS:

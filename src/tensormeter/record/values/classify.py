@@ -53,7 +53,7 @@ def check_name(key: object) -> None:
         Refused: The key is not a valid name.
     """
     if type(key) is not str:
-        raise Refused(f"the key is a {type(key).__name__}; use a str")
+        raise Refused(f"the key has the type {type(key).__name__}; use a str")
     if not key:
         raise Refused("the name is empty")
     if key == STEP_METRIC:
