@@ -135,6 +135,15 @@ def test_importing_again_changes_nothing(project, source, url):
     assert stored_counts(url, project) == before
 
 
+def test_a_folder_of_artifacts_refers_to_its_database(tmp_path):
+    (tmp_path / "mlruns" / "1" / "artifacts").mkdir(parents=True)
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection, connection:
+        for table in ("experiments", "runs", "metrics", "params", "tags"):
+            connection.execute(f"CREATE TABLE {table} (a)")
+    with pytest.raises(SourceError, match="contains only artifacts; import"):
+        find_sources(str(tmp_path / "mlruns"), "auto", Options())
+
+
 def test_damaged_points_and_runs_are_skipped_and_counted(source, tmp_path):
     path = tmp_path / source[0].name
     if source[0].is_dir():

@@ -46,6 +46,10 @@ def find(address: str, options: Options) -> Iterator["StoreSource"]:
         if is_mlflow_database(candidate):
             yield _database_source(candidate)
             return
+    if path.name == "mlruns" and is_mlflow_database(path.with_name("mlflow.db")):
+        raise SourceError(
+            f"{address}: contains only artifacts; import {path.with_name('mlflow.db')}, which refers to them"
+        )
 
 
 @dataclass(frozen=True)
