@@ -23,7 +23,7 @@ def table_of(stored: StoredRun, key: str) -> tuple[list[str], list[list[Any]]]:
     return list(table.columns), [list(row) for row in table.rows]
 
 
-def test_tables_are_recorded_as_they_were_filled(online: Stored) -> None:
+def test_tables_are_recorded_as_they_were_filled(online: Stored, caplog: pytest.LogCaptureFixture) -> None:
     pandas = pytest.importorskip("pandas")
     rows = wandb.Table(columns=["text", "loss"], data=[["a", 0.5]], allow_mixed_types=True, log_mode="MUTABLE")
     rows.add_data("b", np.float32(1.5))
@@ -41,7 +41,10 @@ def test_tables_are_recorded_as_they_were_filled(online: Stored) -> None:
         wandb.log(
             {
                 "rows": rows,
-                "frame": wandb.Table(dataframe=frame),
+                "frame": wandb.Table(dataframe=frame, columns=["x"]),
+                "mappings": wandb.Table(data=[{"a": 1}, {"b": 2, "a": 3}]),
+                "ordered": wandb.Table(["b", "a"], [{"a": 1, "b": 2}]),
+                "distribution": wandb.Table(["a", "b"], [[wandb.Histogram([1, 2]), 3]]),
                 "array": wandb.Table(data=np.eye(2), columns=["a", "b"]),
             }
         )
@@ -49,6 +52,10 @@ def test_tables_are_recorded_as_they_were_filled(online: Stored) -> None:
     stored = online("tables")
     assert table_of(stored, "rows") == (["text", "loss", "number", "twice"], [["a", 0.5, 1, 2], ["b", 1.5, 2, 4]])
     assert table_of(stored, "frame") == (["x", "y"], [[1, "p"], [2, "q"]])
+    assert table_of(stored, "mappings") == (["a", "b"], [[1, None], [3, 2]])
+    assert table_of(stored, "ordered") == (["b", "a"], [[2, 1]])
+    assert table_of(stored, "distribution") == (["a", "b"], [[None, 3]])
+    assert "the Histogram in row 0 is not recorded" in caplog.text
     assert table_of(stored, "array") == (["a", "b"], [[1, 0], [0, 1]])
     assert table_of(stored, "plain") == (["x", "y"], [[1, "p"], [2, "q"]])
     assert table_of(stored, "default") == (["Input", "Output", "Expected"], [[1, 2, 3]])

@@ -1,6 +1,7 @@
 """W&B's `Table`."""
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import tensormeter
@@ -34,8 +35,8 @@ class Table(Media):
     ) -> None:
         """
         Args:
-            columns: Names of the columns. Default: those of the frame, or `Input`, `Output` and `Expected`, as in W&B.
-            data: Rows of cells, a two-dimensional array, or a frame of pandas.
+            columns: Names of the columns. Default: `Input`, `Output` and `Expected`, as in W&B. A frame has its own names.
+            data: Rows of cells or mappings, a two-dimensional array, or a frame of pandas.
             rows: Another name of `data`.
             dataframe: A frame of pandas.
             dtype: Ignored, because cells of any type are accepted.
@@ -50,20 +51,24 @@ class Table(Media):
         self.chart: Mapping[str, Any] | None = None
         source = dataframe if dataframe is not None else data if data is not None else rows
         if hasattr(source, "columns") and hasattr(source, "iloc"):
-            self.columns: list[Any] = list(columns if columns is not None else source.columns)
-            names = list(source.columns)
-            self.data: list[list[Any]] = [
-                list(row) for row in zip(*(source[name].tolist() for name in names), strict=True)
-            ]
+            self.columns: list[Any] = list(source.columns)
+            cells = (source.iloc[:, number].tolist() for number in range(len(self.columns)))
+            self.data: list[list[Any]] = [list(row) for row in zip(*cells, strict=True)]
             return
         self.columns = list(columns) if columns is not None else ["Input", "Output", "Expected"]
         if hasattr(source, "tolist"):
             source = source.tolist()
-        if source is not None and not hasattr(source, "__iter__"):
+        if source is not None and (isinstance(source, Mapping) or not hasattr(source, "__iter__")):
             raise TypeError(f"Table: expected rows of cells, got a {type(source).__name__}")
-        self.data = [list(row) for row in source] if source is not None else []
-        if columns is None and self.data and len(self.data[0]) != len(self.columns):
-            self.columns = [str(number) for number in range(len(self.data[0]))]
+        given = [] if source is None else list(source)
+        if columns is None and given:
+            if all(isinstance(row, Mapping) for row in given):
+                self.columns = list(dict.fromkeys(chain.from_iterable(given)))
+            elif len(given[0]) != len(self.columns):
+                self.columns = [str(number) for number in range(len(given[0]))]
+        self.data = [
+            [row.get(column) for column in self.columns] if isinstance(row, Mapping) else list(row) for row in given
+        ]
 
     def add_data(self, *data: Any) -> None:
         """Add a row, with one argument per column.

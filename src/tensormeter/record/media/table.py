@@ -24,6 +24,8 @@ _INT64: Final = 1 << 63
 _MISSING: Final = frozenset({"NAType", "NaTType"})
 """Types of pandas' missing values, `NA` and `NaT`."""
 
+_HISTOGRAM: Final = "tensormeter.record.histogram.histogram.Histogram"
+
 
 class Table(Media):
     """A table with named columns: ``run.log({"samples": Table(["text", "loss"], [["a", 0.1], ["b", 0.2]])})``.
@@ -271,6 +273,10 @@ def _too_large_table(reason: str) -> Refused:
     return Refused(f"the table is too large: {reason}", Drop.TABLE_TOO_LARGE)
 
 
+class Histogram(Media):
+    """The place of a histogram, which a cell cannot contain."""
+
+
 def _image(cell: Media) -> ImagePart:
     if not isinstance(cell, Image):
         raise Refused(f"cells can contain images and texts, but no {type(cell).__name__}; log it under a separate name")
@@ -278,7 +284,7 @@ def _image(cell: Media) -> ImagePart:
 
 
 def _cell(value: Any) -> Any:
-    """Convert a cell to a JSON value. Media items other than texts stay as they are."""
+    """Convert a cell to a JSON value. Media items other than texts, and histograms, count as items."""
     kind = type(value)
     if kind in _PLAIN or (kind is int and -_INT64 <= value < _INT64):
         return value
@@ -295,7 +301,8 @@ def _cell(value: Any) -> Any:
     try:
         number = classify(value)
     except Exception:  # a refusal, or an error in the value's own code
-        return text_of(value)
+        is_histogram = any(f"{base.__module__}.{base.__name__}" == _HISTOGRAM for base in kind.__mro__)
+        return Histogram() if is_histogram else text_of(value)
     if isinstance(value, bool) or getattr(getattr(value, "dtype", None), "kind", "") == "b":
         return bool(number)
     return "(on a device)" if isinstance(number, (DeviceValue, Deferred)) else number
