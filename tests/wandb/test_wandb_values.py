@@ -172,6 +172,7 @@ def test_clips_documents_and_distributions_are_recorded(online: Stored, place: P
                 "tensors": wandb.Histogram([torch.tensor(1.0), torch.tensor(2.0)]),
                 "counts": wandb.Histogram(np_histogram=np.histogram([1, 2, 3], bins=2)),
                 "generator": wandb.Histogram(value for value in range(3)),
+                "single": wandb.Histogram(3),
             }
         )
     stored = online("clips")
@@ -180,7 +181,7 @@ def test_clips_documents_and_distributions_are_recorded(online: Stored, place: P
     documents = {record.body["html"] for record in stored.html()}
     assert documents == {"<h1>x</h1>", "<p>file</p>", "<p>open</p>", "page.html"}
     kinds = {metric.name: metric.kind for metric in stored.metrics()}
-    assert {"values", "tensors", "counts", "generator"} <= kinds.keys()
+    assert {"values", "tensors", "counts", "generator", "single"} <= kinds.keys()
 
 
 def test_unsupported_items_are_counted_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:

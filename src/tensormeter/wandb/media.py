@@ -142,9 +142,11 @@ class Histogram(tensormeter.Histogram):
             np_histogram: Result of `numpy.histogram`, instead of `sequence`.
             num_bins: Ignored: the buckets grow exponentially, at eight per power of two.
         """
-        super().__init__(
-            _flat(list(sequence) if isinstance(sequence, Iterator) else sequence), np_histogram=np_histogram
-        )
+        if isinstance(sequence, Iterator):
+            sequence = list(sequence)
+        elif sequence is not None and not hasattr(sequence, "__len__"):
+            sequence = [sequence]
+        super().__init__(_flat(sequence), np_histogram=np_histogram)
 
 
 def _flat(sequence: Any) -> Any:
