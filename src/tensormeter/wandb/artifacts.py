@@ -116,7 +116,22 @@ class Artifact:
     def download(self, *arguments: Any, **named: Any) -> Any:
         refuse("Artifact.download", _READS_DATA)
 
-    checkout = get = get_path = get_entry = file = files = verify = download
+    checkout = get = get_path = get_entry = file = files = verify = logged_by = used_by = new_draft = download
+
+    def link(self, *arguments: Any, **named: Any) -> None:
+        """Do nothing but warn once."""
+        warn_ignored("Artifact.link", "there is no registry of artifacts")
+
+    def finalize(self) -> None:
+        """Do nothing, because `log_artifact` records the entries."""
+
+    def is_draft(self) -> bool:
+        """Return whether the artifact has not been logged."""
+        return self.state == "PENDING"
+
+    @property
+    def source_name(self) -> str:
+        return self.full_name
 
     @property
     def full_name(self) -> str:

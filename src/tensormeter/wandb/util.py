@@ -1,11 +1,5 @@
 """Functions of `wandb.util` that scripts use."""
 
-import secrets
-import string
+from tensormeter.wandb.sdk.lib.runid import generate_id
 
 __all__ = ["generate_id"]
-
-
-def generate_id(length: int = 8) -> str:
-    """Return a random ID of lowercase letters and digits."""
-    return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(length))

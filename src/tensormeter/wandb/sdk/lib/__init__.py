@@ -1,7 +1,6 @@
 """The modules of `wandb.sdk.lib` that code refers to."""
 
-from tensormeter.wandb import util as runid
-from tensormeter.wandb.sdk.lib import config_util
+from tensormeter.wandb.sdk.lib import config_util, runid
 
 __all__ = ["RunDisabled", "config_util", "runid"]
 
