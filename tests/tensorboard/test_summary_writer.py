@@ -65,6 +65,8 @@ def write_scalars(writer):
     writer.add_scalar("nan", float("nan"), 8)
     writer.add_scalar("inf", float("-inf"), 9)
     writer.add_scalar("float step", 1.0, 10.0)
+    writer.add_scalar("float32 step", 1.0, np.float32(10.75))
+    writer.add_scalar("text step", 1.0, "11")
     writer.add_scalar("backwards", 1.0, 10)
     writer.add_scalar("backwards", 2.0, 5)
 
@@ -363,6 +365,8 @@ def test_a_disabled_writer_records_nothing(recorded):
         write_scalars(writer)
         writer.add_text("t", "x")
         writer.add_hparams({"a": 1}, {"b": 2})
+    with SummaryWriter("runs/disabled", write_to_disk=False, comet_config={"disabled": True}) as writer:  # tensorboardX
+        writer.add_scalar("a", 1, 0)
     assert not [run for run in recorded.client.runs() if run.name == "disabled"]
 
 

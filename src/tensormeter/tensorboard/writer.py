@@ -4,7 +4,9 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
+from numbers import Real
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -61,6 +63,8 @@ class SummaryWriter(MediaMethods, IgnoredMethods):
         *,
         run: Run | None = None,
         logdir: Any = None,
+        write_to_disk: bool = True,
+        comet_config: Any = None,
         **options: Any,
     ) -> None:
         """Start a run, or join one. The call takes about ten milliseconds and does not use the network.
@@ -74,6 +78,8 @@ class SummaryWriter(MediaMethods, IgnoredMethods):
             filename_suffix: Ignored.
             run: Run to log to, instead of starting one.
             logdir: Name of `log_dir` in tensorboardX.
+            write_to_disk: Argument of tensorboardX; False records nothing.
+            comet_config: Argument of tensorboardX, which is ignored.
             options: Arguments for `tensormeter.init`, such as `project=` and `config=`. With any of them, the writer starts a
                 run even if the script has started one. Default project: `TENSORMETER_PROJECT`, or else "tensorboard".
 
@@ -94,7 +100,7 @@ class SummaryWriter(MediaMethods, IgnoredMethods):
         self.file_writer: FileWriter | None = None
         self.all_writers: dict[str, FileWriter] | None = None
         self._run = run
-        self._options = options
+        self._options = options if write_to_disk else {**options, "mode": "disabled"}
         self._steps: dict[str, int] = {}
         self._hyperparameters: dict[str, Any] | None = None
         self._experiments = 1
@@ -275,8 +281,9 @@ class SummaryWriter(MediaMethods, IgnoredMethods):
         if step is None:
             last = self._steps.get(tag)
             step = self._joined().first_step if last is None else last + 1
-        elif isinstance(step, float) and abs(step) < 1 << 63:
-            step = int(step)  # as torch does; `log` reads the step from other objects, and warns if it cannot
+        elif isinstance(step, Real | str):
+            with suppress(ValueError, OverflowError):  # `log` warns about invalid steps
+                step = int(step)  # type: ignore[arg-type]
         if isinstance(step, int):
             self._steps[tag] = step
         return step
