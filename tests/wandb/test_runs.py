@@ -177,6 +177,15 @@ def test_invalid_arguments_raise_the_error_of_wandb() -> None:
     assert dict(wandb.config) == {"early": 1}
 
 
+def test_empty_texts_count_as_missing(online: Stored, caplog: pytest.LogCaptureFixture) -> None:
+    with wandb.init(id="", project="", name="", group="", notes="", tags="", mode="", resume="", config="") as run:
+        assert run.id != "run"
+        assert run.name == run.id
+        assert run.project == "uncategorized"
+    assert online(run.id).state == "finished"
+    assert not caplog.records
+
+
 def test_ids_that_are_not_permitted_are_changed(caplog: pytest.LogCaptureFixture) -> None:
     assert wandb.init(id="my run (1)").id == "my-run-1-"
     assert "the run ID 'my run (1)' becomes 'my-run-1-'" in caplog.text

@@ -134,7 +134,7 @@ def read_config(values: Any, exclude: Any = None, include: Any = None) -> dict[s
     """
     if exclude and include:
         raise UsageError("config_exclude_keys and config_include_keys exclude each other; pass only one of them")
-    if values is None:
+    if values is None or (isinstance(values, str | list | tuple) and not values):
         return {}
     if isinstance(values, Config):
         pairs = values.as_dict()

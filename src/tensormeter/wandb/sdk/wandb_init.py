@@ -192,12 +192,15 @@ def _settings_of(settings: Any) -> Settings:
 
 
 def _choose(given: Mapping[str, Any], settings: Settings) -> Callable[[str], Any]:
-    """Return a function that returns the value of an argument: from the call, the settings or the environment."""
+    """Return a function that returns the value of an argument: from the call, the settings or the environment.
+
+    An empty text counts as missing, because it is the default of many command lines.
+    """
     environment = read_environment()
 
     def choose(name: str) -> Any:
         for value in (given.get(name), settings.argument(name), environment.get(name)):
-            if value is not None:
+            if value is not None and not (isinstance(value, str) and value == ""):
                 return value
         return None
 
