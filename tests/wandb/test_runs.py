@@ -1,6 +1,7 @@
 """Runs: arguments of `init`, the environment, several runs at once, forks, threads and resuming."""
 
 import copy
+import json
 import os
 import pickle
 import signal
@@ -12,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tensormeter
@@ -408,8 +411,25 @@ def test_results_are_in_the_summary(online: Stored) -> None:
         run.summary.count = 7
         assert sorted(run.summary.keys()) == ["best", "count", "loss", "nested.x", "note"]
         run.define_metric("loss", summary="min")
+        wandb.log({"accuracy": np.float32(0.5), "count": np.array([2]), "state": "good", "nested": {"y": {"z": 2}}})
+        assert (wandb.summary["accuracy"], wandb.summary.state) == (0.5, "good")
+        assert wandb.summary["nested"] == {"x": 1, "y": {"z": 2}}
+        assert json.loads(json.dumps(dict(run.summary)))["accuracy"] == 0.5
+        with pytest.raises(KeyError, match="logged as tensors"):
+            wandb.summary["missing"]
     summary = online("results").summary
     assert [summary[name].value for name in ("best", "note", "count", "loss")] == [0.5, "good", 7, 3]
+
+
+def test_media_in_the_summary_are_recorded_as_media(online: Stored) -> None:
+    with wandb.init(id="stated") as run:
+        run.summary.update({"samples": wandb.Table(["a"], [[1]]), "weights": wandb.Histogram([1, 2]), "best": 1})
+        run.summary["picture"] = wandb.Image(np.zeros((2, 2), np.uint8))
+    stored = online("stated")
+    assert [table.key for table in stored.tables()] == ["samples"]
+    assert [image.key for image in stored.images()] == ["picture"]
+    assert "weights" in {metric.name for metric in stored.metrics()}
+    assert [name for name, entry in stored.summary.items() if not entry.count] == ["best"]
 
 
 def test_metrics_are_defined(online: Stored, caplog: pytest.LogCaptureFixture) -> None:
@@ -502,6 +522,7 @@ def test_odd_data_causes_a_warning_only(online: Stored, caplog: pytest.LogCaptur
         wandb.log({"broken": _Broken(), "circle": circle, "whole": 1})
         wandb.log({"a": 1, 2: 3}, step="x")
         wandb.log({"b": 1}, step=2.0)
+        wandb.log(SimpleNamespace(values=np.zeros(1)))  # such as a Series of pandas
     points = points_of(online("odd"))
     assert points["b"] == [(2, 1)]
     assert "circle.inner" in points

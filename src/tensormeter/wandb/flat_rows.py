@@ -7,7 +7,7 @@ from typing import Any, Final
 from tensormeter.conventions.limits import METRIC_NAMES, NESTED_MAPPINGS
 from tensormeter.record.nested_values import plain_key
 
-__all__ = ["NOTHING", "NUMBERS", "flatten"]
+__all__ = ["NOTHING", "NUMBERS", "flatten", "readable"]
 
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 """The data of a log call without arguments, which only commits."""
@@ -24,6 +24,15 @@ def flatten(data: Any) -> dict[str, Any] | None:
     """
     flat: dict[str, Any] = {}
     return flat if issubclass(type(data), Mapping) and _add(flat, data, "", ()) else None
+
+
+def readable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers and texts among the values, as Python objects. Tensors are left out, because reading them may wait."""
+    plain = {
+        key: value.item() if type(value).__module__ == "numpy" and getattr(value, "size", 0) == 1 else value
+        for key, value in values.items()
+    }
+    return {key: value for key, value in plain.items() if type(value) in NUMBERS or type(value) is str}
 
 
 def _add(flat: dict[str, Any], values: Mapping[Any, Any], prefix: str, above: tuple[int, ...]) -> bool:

@@ -9,7 +9,7 @@ from tensormeter.record.dynamo import break_graph
 from tensormeter.record.values.classify import classify_step
 from tensormeter.ring.format import AUTOMATIC_STEPS
 from tensormeter.session.run import Run as RecordedRun
-from tensormeter.wandb.flat_rows import NOTHING, NUMBERS, flatten
+from tensormeter.wandb.flat_rows import NOTHING, NUMBERS, flatten, readable
 from tensormeter.wandb.notices import warn_once
 
 __all__ = ["SteppedLog"]
@@ -51,22 +51,25 @@ class SteppedLog:
             sync: Ignored.
         """
         if commit is None and not self._pending and type(data) is dict and (step is None or type(step) is int):
-            for value in data.values():
-                if type(value) not in NUMBERS:
-                    break
-            else:
-                now = self._step
-                if step is None:
-                    step = now
-                    self._step = now + 1
-                elif step > now:
-                    self._step = step
-                elif step < now:
-                    self._note_earlier(step)
-                self._recorded.log(data, step)
-                if len(self._latest) < METRIC_NAMES:
-                    self._latest.update(data)
-                return
+            try:
+                for value in data.values():
+                    if type(value) not in NUMBERS:
+                        break
+                else:
+                    now = self._step
+                    if step is None:
+                        step = now
+                        self._step = now + 1
+                    elif step > now:
+                        self._step = step
+                    elif step < now:
+                        self._note_earlier(step)
+                    self._recorded.log(data, step)
+                    if len(self._latest) < METRIC_NAMES:
+                        self._latest.update(data)
+                    return
+            except RuntimeError:  # another thread changes the dictionary, which `_log` copies
+                pass
         self._log(data, step, commit)
 
     def _log(self, data: Mapping[str, Any], step: Any, commit: bool | None) -> None:
@@ -77,9 +80,9 @@ class SteppedLog:
             return
         with self._lock:
             at = self._open_step(step)
-            self._latest.update({key: value for key, value in values.items() if type(value) in NUMBERS})
+            waiting = readable(values)
+            self._remember(waiting)
             if commit is False:
-                waiting = {key: value for key, value in values.items() if type(value) in NUMBERS or type(value) is str}
                 values = {key: value for key, value in values.items() if key not in waiting}
                 self._pending.update(waiting)
             elif self._pending and at == self._step:
@@ -88,6 +91,11 @@ class SteppedLog:
                 self._step = at + 1 if at == self._step else self._step
         if values:
             self._recorded.log(values, at)
+
+    def _remember(self, values: Mapping[str, Any]) -> None:
+        """Keep the values for the summary that scripts read."""
+        if len(self._latest) < METRIC_NAMES:
+            self._latest.update(values)
 
     def _open_step(self, step: Any) -> Any:
         """Return the step of a row, which becomes the current one unless it is lower. A higher one writes the pending row."""

@@ -7,8 +7,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
+import tensormeter
 from tensormeter.errors import UsageError
 from tensormeter.record.dynamo import break_graph
+from tensormeter.record.media.item import Media
 from tensormeter.session.run import Run as RecordedRun
 from tensormeter.wandb import current
 from tensormeter.wandb.artifacts import Artifact, record_artifact, save_files
@@ -310,7 +312,10 @@ class Run(RunFacts):
             view[key] = value
 
     def _record_summary(self, values: Mapping[str, Any]) -> None:
-        self._recorded.summary.update(dict(values))
+        media = {key: value for key, value in values.items() if isinstance(value, Media | tensormeter.Histogram)}
+        if media:  # the summary holds numbers and texts
+            self._recorded.log(media, self._step)
+        self._recorded.summary.update({key: value for key, value in values.items() if key not in media})
 
     def __enter__(self) -> Self:
         return self

@@ -7,10 +7,11 @@ __all__ = ["Summary"]
 
 
 class Summary:
-    """A mapping with attribute access: the results that the script has stated, and the last numbers that it has logged.
+    """A mapping with attribute access: the results that the script has stated, and the last numbers and texts that it has logged.
 
     The server computes the summary of metrics itself, so only changes are recorded. Numbers that were logged as tensors are not
-    in this mapping, because reading them would wait for the device.
+    in this mapping, because reading them would wait for the device. The name of a nested mapping that was logged returns this
+    mapping.
     """
 
     _latest: Mapping[str, Any]
@@ -20,7 +21,7 @@ class Summary:
     def __init__(self, latest: Mapping[str, Any], record: Callable[[Mapping[str, Any]], None]) -> None:
         """
         Args:
-            latest: Last logged numbers by name, which the owner keeps up to date.
+            latest: Last logged numbers and texts by name, which the owner keeps up to date.
             record: Function that records results.
         """
         object.__setattr__(self, "_latest", latest)
@@ -37,7 +38,10 @@ class Summary:
         return {**self._latest, **self._stated}
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self._values().get(key, default)
+        try:
+            return self[key]
+        except KeyError:
+            return default
 
     def keys(self) -> list[str]:
         return list(self._values())
@@ -49,7 +53,15 @@ class Summary:
         return list(self._values().items())
 
     def __getitem__(self, key: str) -> Any:
-        return self._values()[key]
+        values = self._values()
+        if key in values:
+            return values[key]
+        children = {name[len(key) + 1 :].partition(".")[0] for name in values if name.startswith(f"{key}.")}
+        if not children:
+            raise KeyError(
+                f"{key!r} is not in wandb.summary; numbers that are logged as tensors cannot be read from it"
+            )
+        return {child: self[f"{key}.{child}"] for child in sorted(children)}
 
     def __setitem__(self, key: str, value: Any) -> None:
         self.update({key: value})
@@ -62,7 +74,7 @@ class Summary:
         if key.startswith("_"):
             raise AttributeError(key)
         try:
-            return self._values()[key]
+            return self[key]
         except KeyError:
             raise AttributeError(f"there is no {key!r} in wandb.summary") from None
 
