@@ -1,24 +1,33 @@
 """The configuration of a run, as W&B's scripts read and change it."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from datetime import date
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from tensormeter.record.warn_once import describe
+from tensormeter.record.media.array_copy import is_array
+from tensormeter.record.warn_once import describe, text_of
 from tensormeter.session.config.unfolding import pairs_of
 from tensormeter.wandb.errors import UsageError
 from tensormeter.wandb.notices import warn_once
 
 __all__ = ["Config", "read_config"]
 
-_MOST_VALUES = 1 << 20
+_MOST_VALUES: Final = 1 << 20
+_JSON: Final = frozenset({str, int, float, bool, type(None)})
+
+_LISTED_ELEMENTS: Final = 32
+"""Number of elements up to which W&B makes a list of an array; of a larger one it makes text."""
 
 
 class Config:
     """A mapping with attribute access. Each change is recorded.
 
     Unlike `tensormeter.Run.config`, it returns secrets as they were given, because scripts use it to hold their arguments. Only
-    the record is masked. Nested mappings are plain dicts, and a change within one is not recorded, as in W&B.
+    the record is masked. Nested mappings are plain dicts, and a change within one is not recorded, as in W&B. Values are the
+    JSON values that W&B makes of them, except for tensors, which stay as they are because reading them may wait.
     """
 
     _items: dict[str, Any]
@@ -112,12 +121,25 @@ class Config:
 
 
 def _plain(value: Any) -> Any:
-    """Return a copy of nested mappings as dicts, and of tuples and sets as lists. Other objects stay as they are."""
+    """Return what W&B's configuration returns for a value. The rules are those of `wandb.util.json_friendly_val`."""
+    kind = type(value)
+    if kind in _JSON:
+        return value
+    if kind.__module__ == "numpy" and hasattr(value, "tolist"):
+        value = value.item() if value.size == 1 else value.tolist() if value.size <= _LISTED_ELEMENTS else str(value)
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(item) for item in value]
-    return value
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, date):
+        return value.isoformat()
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name, None)) for field in fields(value)}
+    return value if type(value).__module__ == "builtins" or is_array(value) else text_of(value)
 
 
 def read_config(values: Any, exclude: Any = None, include: Any = None) -> dict[str, Any]:
