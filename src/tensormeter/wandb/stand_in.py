@@ -23,6 +23,7 @@ _SUBMODULES: Final = (
     "sdk",
     "sdk.lib",
     "sdk.lib.config_util",
+    "sdk.lib.runid",
     "sdk.wandb_config",
     "sdk.wandb_init",
     "sdk.wandb_metric",
@@ -35,7 +36,6 @@ _SUBMODULES: Final = (
 _OTHER_NAMES: Final = {
     "apis.public": "apis",
     "sdk.data_types": "data_types",
-    "sdk.lib.runid": "util",
     "wandb_run": "sdk.wandb_run",
 }
 """Names of modules in W&B's package, and the submodules with their contents."""
