@@ -7,6 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
+from tensormeter.conventions.limits import NESTED_MAPPINGS
 from tensormeter.record.media.array_copy import is_array
 from tensormeter.record.warn_once import describe, text_of
 from tensormeter.session.config.unfolding import pairs_of
@@ -120,17 +121,19 @@ class Config:
         return Config, (self.as_dict(),)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, above: tuple[int, ...] = ()) -> Any:
     """Return what W&B's configuration returns for a value. The rules are those of `wandb.util.json_friendly_val`."""
     kind = type(value)
     if kind in _JSON:
         return value
+    if id(value) in above or len(above) > NESTED_MAPPINGS:
+        return text_of(value)
     if kind.__module__ == "numpy" and hasattr(value, "tolist"):
         value = value.item() if value.size == 1 else value.tolist() if value.size <= _LISTED_ELEMENTS else str(value)
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item, (*above, id(value))) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
+        return [_plain(item, (*above, id(value))) for item in value]
     if isinstance(value, Enum):
         return value.name
     if isinstance(value, date):
@@ -138,7 +141,7 @@ def _plain(value: Any) -> Any:
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name, None)) for field in fields(value)}
+        return {field.name: _plain(getattr(value, field.name, None), (*above, id(value))) for field in fields(value)}
     return value if type(value).__module__ == "builtins" or is_array(value) else text_of(value)
 
 
