@@ -299,6 +299,15 @@ def test_the_step_counts_from_0_if_the_server_cannot_be_read(
     assert "wandb.run.step: counting from 0, because the last step of the run cannot be read: KeyError" in caplog.text
 
 
+def test_a_resumed_run_keeps_its_configuration(online: Stored) -> None:
+    wandb.init(id="configured", config={"lr": 0.5, "model": {"depth": 2}}).finish()
+    with wandb.init(id="configured", resume="must") as run:
+        assert dict(run.config) == {"lr": 0.5, "model": {"depth": 2}}
+    with wandb.init(id="configured", resume="must"):
+        wandb.config.update({"seed": 1})
+    assert online("configured").config == {"lr": 0.5, "model": {"depth": 2}, "seed": 1}
+
+
 def _points(server: Server, run_id: str) -> int:
     summary = Client(server.url).run(run_id).summary
     return summary["loss"].count if "loss" in summary else 0
@@ -354,9 +363,10 @@ def test_a_fork_of_a_run_begins_after_its_step(online: Stored) -> None:
 
 
 def test_a_run_of_tensormeter_is_the_current_run(online: Stored, caplog: pytest.LogCaptureFixture) -> None:
-    with tensormeter.init(id="adopted") as run:
+    with tensormeter.init(id="adopted", config={"lr": 0.5}) as run:
         run.log({"loss": 1}, step=7)
         assert wandb.run.id == "adopted"
+        assert wandb.config.lr == 0.5
         wandb.log({"own": 2})
         assert wandb.run.step == 9
         for name in ("first", "second"):

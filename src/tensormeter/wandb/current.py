@@ -38,7 +38,7 @@ def current_run() -> "Run | None":
     if adopted is None:
         from tensormeter.wandb.sdk.wandb_run import AdoptedRun
 
-        adopted = AdoptedRun(recorded)
+        adopted = AdoptedRun(recorded, recorded.config)
         register(adopted, recorded)
     return adopted if adopted.is_adopted else None
 

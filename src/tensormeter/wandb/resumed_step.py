@@ -1,6 +1,7 @@
-"""The step at which a resumed run goes on, as known to the server."""
+"""The step and the configuration with which a resumed run goes on, as known to the server."""
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tensormeter.errors import TensormeterError
 from tensormeter.record.warn_once import describe
@@ -10,7 +11,7 @@ from tensormeter.wandb.notices import warn_once
 if TYPE_CHECKING:
     from tensormeter.client.run import StoredRun
 
-__all__ = ["first_step"]
+__all__ = ["earlier_config", "first_step"]
 
 _TIMEOUT: Final = 10.0
 """Maximum time in seconds to wait for the next byte of a response."""
@@ -20,6 +21,8 @@ _FEWEST_POINTS: Final = 4
 
 _MOST_METRICS: Final = 500
 
+_Answer = TypeVar("_Answer")
+
 
 def first_step(run: Run) -> int:
     """Return the step after the last one of earlier attempts, as far as the server has received them. Blocks for some seconds.
@@ -27,18 +30,34 @@ def first_step(run: Run) -> int:
     Returns:
         0 if the server does not respond, with a warning, or if it does not have the run.
     """
+    consequence = "wandb.run.step: counting from 0, because the last step of the run"
+    return _ask(run, lambda stored: 1 + _last_step(stored, run), consequence) or 0
+
+
+def earlier_config(run: Run) -> dict[str, Any]:
+    """Return the configuration of earlier attempts, as far as the server has received it. Blocks for some seconds.
+
+    Returns:
+        An empty mapping if the run is not online, if the server does not respond, with a warning, or if it does not have the run.
+    """
+    if run.settings.mode != "online":
+        return {}
+    consequence = "wandb.config: starting empty, because the earlier configuration of the run"
+    return _ask(run, lambda stored: dict(stored.refresh().config), consequence) or {}
+
+
+def _ask(run: Run, read: Callable[["StoredRun"], _Answer], consequence: str) -> _Answer | None:
+    """Return what is read from the stored run; None with a warning if that fails, or if the server does not have the run."""
     from tensormeter.client import Client
 
     try:
         with Client(run.settings.endpoint, token=run.settings.token, timeout=_TIMEOUT) as client:
             for stored in client.runs(run.project, filter=f'id = "{run.id}"', limit=1):
-                return 1 + _last_step(stored, run)
+                return read(stored)
     except Exception as error:  # a program that is no experiment server may answer with any document
         reason = error if isinstance(error, TensormeterError) else describe(error)
-        warn_once(
-            "step", "wandb.run.step: counting from 0, because the last step of the run cannot be read: %s", reason
-        )
-    return 0
+        warn_once(consequence, "%s cannot be read: %s", consequence, reason)
+    return None
 
 
 def _last_step(stored: "StoredRun", run: Run) -> int:

@@ -31,18 +31,36 @@ class Config:
     JSON values that W&B makes of them, except for tensors, which stay as they are because reading them may wait.
     """
 
-    _items: dict[str, Any]
+    _own: dict[str, Any]
     _record: Callable[[Mapping[str, Any]], None]
+    _earlier: Callable[[], Mapping[str, Any]] | None
 
-    def __init__(self, values: Any = None, record: Callable[[Mapping[str, Any]], None] = lambda values: None) -> None:
+    def __init__(
+        self,
+        values: Any = None,
+        record: Callable[[Mapping[str, Any]], None] = lambda values: None,
+        earlier: Callable[[], Mapping[str, Any]] | None = None,
+    ) -> None:
         """
         Args:
             values: Initial values (see `read_config`), which are not passed to `record`.
             record: Function that records values that were added or replaced.
+            earlier: Function that returns the values of earlier attempts. It is called before values are first read or changed.
         """
-        object.__setattr__(self, "_items", {})
+        object.__setattr__(self, "_own", {})
         object.__setattr__(self, "_record", record)
+        object.__setattr__(self, "_earlier", None)
         self._keep(read_config(values))
+        object.__setattr__(self, "_earlier", earlier)
+
+    @property
+    def _items(self) -> dict[str, Any]:
+        if self._earlier is not None:
+            earlier = self._earlier()
+            object.__setattr__(self, "_earlier", None)
+            self._keep(earlier)
+            self._record(earlier)  # because the record of this attempt replaces the earlier one
+        return self._own
 
     def update(self, d: Any = None, allow_val_change: bool | None = None, **named: Any) -> None:
         """Add or replace values. Values may always change, so `allow_val_change` has no effect.

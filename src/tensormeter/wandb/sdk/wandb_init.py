@@ -160,6 +160,7 @@ def init(
         folder=folder,
         settings=settings,
         first_step=None if moment is None else moment[1] + 1,
+        continues_config=not values,
     )
     current.clear_config()
     current.register(run, recorded)

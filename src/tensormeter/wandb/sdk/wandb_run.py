@@ -56,6 +56,7 @@ class Run(RunFacts):
         folder: str | Path | None = None,
         settings: Settings | None = None,
         first_step: int | None = None,
+        continues_config: bool = False,
     ) -> None:
         """Wrap a started run. Call `init` instead.
 
@@ -66,9 +67,12 @@ class Run(RunFacts):
             folder: Folder for `Run.dir`. Default: the working folder.
             settings: Value of `Run.settings`.
             first_step: First step. Default: 0, or the step after the last one of earlier attempts.
+            continues_config: Whether a resumed run has the configuration of earlier attempts.
         """
         super().__init__(recorded, entity, folder, first_step)
-        self._config = Config(config, self._record_config)
+        self._config = Config(
+            config, self._record_config, self._earlier_config if self.resumed and not config else None
+        )
         self._summary = Summary(self._latest, self._record_summary)
         self._alerts: dict[str, float] = {}
         self._is_preempting = False
@@ -310,6 +314,11 @@ class Run(RunFacts):
         view.update({key: value for key, value in values.items() if key not in nested})
         for key, value in nested.items():  # W&B replaces nested values, and `update` would merge them
             view[key] = value
+
+    def _earlier_config(self) -> Mapping[str, Any]:
+        from tensormeter.wandb.resumed_step import earlier_config
+
+        return earlier_config(self._recorded)
 
     def _record_summary(self, values: Mapping[str, Any]) -> None:
         media = {key: value for key, value in values.items() if isinstance(value, Media | tensormeter.Histogram)}
