@@ -80,6 +80,12 @@ def test_a_batch_of_images_is_the_grid_that_torch_draws(both):
         np.testing.assert_array_equal(np.hstack(tiles), pixels(event.encoded_image_string))
 
 
+def test_of_a_large_batch_the_first_images_are_recorded(both, caplog):
+    _, run = both(lambda writer: writer.add_images("large", torch.zeros(1, 300, 2, 2), 0, dataformats="CNHW"))
+    assert len(run.images("large")) == 256
+    assert "only the first 256 of 300 images are recorded" in caplog.text
+
+
 def test_boxes_are_drawn_like_torchs(both):
     image, boxes = torch.rand(3, 60, 60), torch.tensor([[2.0, 3, 30, 40], [10, 10, 50, 50]])
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from tensormeter.conventions.limits import TABLE_IMAGES
 from tensormeter.record.histogram.histogram import Histogram
 from tensormeter.record.media.array_copy import copy_array, is_array, is_tensor
 from tensormeter.record.media.arriving import ArrivingMedia, is_on_device
@@ -17,6 +18,7 @@ from tensormeter.record.media.pixels import arrange
 from tensormeter.record.media.table import Table
 from tensormeter.record.media.video import Video
 from tensormeter.record.values.outcomes import Refused
+from tensormeter.record.warn_once import WarnOnce
 from tensormeter.ring.format import Drop
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ __all__ = [
     "raw_histogram",
     "video_of",
 ]
+
+_notices: Final = WarnOnce()
 
 _MOST_THRESHOLDS: Final = 127
 _LEAST_COUNT: Final = 1e-7
@@ -87,7 +91,7 @@ def attempt(make: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def image_of(image: Any, dataformats: str) -> Image:
-    """Return an image, or images as a grid.
+    """Return an image, or images as a grid, up to `TABLE_IMAGES` of them.
 
     Args:
         image: Array or tensor of floats from 0 to 1, or of uint8. Paths, PIL images and encoded images are also accepted.
@@ -95,6 +99,14 @@ def image_of(image: Any, dataformats: str) -> Image:
     """
     if not is_array(image) or is_pil(image):
         return Image(image)
+    axis = str(dataformats).upper().find("N")
+    if 0 <= axis < len(image.shape) and image.shape[axis] > TABLE_IMAGES:
+        _notices.once(
+            "images",
+            "SummaryWriter: only the first %d of %d images are recorded; log fewer at a time",
+            *(TABLE_IMAGES, image.shape[axis]),
+        )
+        image = image[(slice(None),) * axis + (slice(TABLE_IMAGES),)]
     return Image(_pixels(image), dataformats=dataformats)
 
 
