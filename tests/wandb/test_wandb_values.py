@@ -139,6 +139,7 @@ def test_images_have_the_orders_of_wandb(online: Stored) -> None:
                 "figure": wandb.Image(figure),
                 "again": wandb.Image(wandb.Image(high, caption="inner")),
                 "list": [wandb.Image(high, caption=str(number)) for number in range(3)],
+                "many": [wandb.Image(high[:2, :2])] * 300,
                 "masked": wandb.Image(
                     high, masks={"m": {"mask_data": high[..., 0]}}, boxes={}, classes=wandb.Classes([])
                 ),
@@ -146,7 +147,9 @@ def test_images_have_the_orders_of_wandb(online: Stored) -> None:
                 "masks": {"true": wandb.Image(torch.zeros(8, 16))},
             }
         )
-    images = {each.key: each for each in online("images").images()}
+    stored = online("images")
+    images = {each.key: each for each in stored.images()}
+    assert len(stored.images("many")) == 256
     for key in ("hwc", "chw", "squeezed", "pil", "again", "masks.true"):
         assert image.open(io.BytesIO(images[key].read())).size == (16, 8), key
     assert (images["hwc"].caption, images["again"].caption) == ("a caption", "inner")

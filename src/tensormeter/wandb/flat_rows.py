@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from tensormeter.conventions.limits import METRIC_NAMES, NESTED_MAPPINGS
+from tensormeter.conventions.limits import METRIC_NAMES, NESTED_MAPPINGS, TABLE_IMAGES
+from tensormeter.record.media.image import Image
 from tensormeter.record.nested_values import plain_key
+from tensormeter.wandb.notices import warn_once
 
 __all__ = ["NOTHING", "NUMBERS", "flatten", "readable"]
 
@@ -15,15 +17,27 @@ NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 NUMBERS: Final = frozenset({float, int, bool})
 """Types of values that need no conversion."""
 
+_LISTS: Final = frozenset({list, tuple})
+
 
 def flatten(data: Any) -> dict[str, Any] | None:
     """Return the values of nested mappings by name, or None if the data is not a mapping that can be read.
 
     Inner mappings that cannot be read, that contain themselves, or that are too many stay as they are. The recorder warns about
-    them and counts them.
+    them and counts them. Longer lists of images than the recorder accepts are shortened, as W&B does.
     """
     flat: dict[str, Any] = {}
-    return flat if issubclass(type(data), Mapping) and _add(flat, data, "", ()) else None
+    if not issubclass(type(data), Mapping) or not _add(flat, data, "", ()):
+        return None
+    for key, value in flat.items():
+        if type(value) in _LISTS and len(value) > TABLE_IMAGES and isinstance(value[0], Image):
+            flat[key] = value[:TABLE_IMAGES]
+            warn_once(
+                ("images", key),
+                "%s: only the first %d of %d images are recorded; log fewer at a time",
+                *(key, TABLE_IMAGES, len(value)),
+            )
+    return flat
 
 
 def readable(values: Mapping[str, Any]) -> dict[str, Any]:
