@@ -424,6 +424,7 @@ def test_results_are_in_the_summary(online: Stored) -> None:
         wandb.log({"accuracy": np.float32(0.5), "count": np.array([2]), "state": "good", "nested": {"y": {"z": 2}}})
         assert (wandb.summary["accuracy"], wandb.summary.state) == (0.5, "good")
         assert wandb.summary["nested"] == {"x": 1, "y": {"z": 2}}
+        run.summary["stated"] = np.float32(0.5)
         assert json.loads(json.dumps(dict(run.summary)))["accuracy"] == 0.5
         with pytest.raises(KeyError, match="logged as tensors"):
             wandb.summary["missing"]

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from tensormeter.wandb.flat_rows import readable
+
 __all__ = ["Summary"]
 
 
@@ -31,7 +33,7 @@ class Summary:
     def update(self, d: Any = (), **named: Any) -> None:
         """Add or replace results."""
         values = {**dict(d), **named}
-        self._stated.update(values)
+        self._stated.update({**values, **readable(values)})
         self._record(values)
 
     def _values(self) -> dict[str, Any]:
