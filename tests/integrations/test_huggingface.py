@@ -124,7 +124,7 @@ def test_the_project_is_the_most_explicit_one(
         monkeypatch.setenv("TENSORMETER_PROJECT", variable)
     callback = TensormeterCallback(mode="disabled")
     arguments = transformers.TrainingArguments("output", use_cpu=True, **({"project": stated} if stated else {}))
-    callback.on_train_begin(arguments, transformers.TrainerState(), None)
+    callback.on_train_begin(arguments, transformers.TrainerState(), transformers.TrainerControl())
     assert callback.run is not None
     assert callback.run.project == project
 
@@ -154,7 +154,7 @@ def test_a_training_after_a_search_is_another_run(make_trainer: Callable[..., An
     callback = TensormeterCallback(mode="disabled")
     trainer = make_trainer(callback, max_steps=1)
     state = transformers.TrainerState(is_hyper_param_search=True)
-    callback.on_train_begin(trainer.args, state, None, trainer.model)
+    callback.on_train_begin(trainer.args, state, transformers.TrainerControl(), trainer.model)
     trial = callback.run
     assert trial is not None
     trainer.train()
@@ -169,6 +169,40 @@ def test_a_second_training_is_a_second_run_but_an_evaluation_is_not(make_trainer
     make_trainer(third).evaluate()
     assert first.run is not second.run
     assert third.run is second.run
+
+
+def test_a_finished_training_does_not_fail_with_a_later_one(
+    recorded: Experiment, make_trainer: Callable[..., Any]
+) -> None:
+    """Each training finishes the run of the one before, and a later evaluation of an earlier training continues its run."""
+    callbacks = [TensormeterCallback("folds", name=f"fold {fold}") for fold in range(2)]
+    trainers = [make_trainer(callback, max_steps=1) for callback in callbacks]
+    runs = []
+    for trainer, callback in zip(trainers, callbacks, strict=True):
+        trainer.train()
+        runs.append(callback.run)
+    assert runs[0].finished
+    assert not runs[1].finished
+    result = trainers[0].evaluate()
+    callbacks[0].run.finish()
+    first, second = recorded.runs("folds", 2)
+    assert (first.name, first.state, second.state) == ("fold 0", "finished", "finished")
+    assert first.id == runs[0].id
+    assert recorded.points(first, "eval/loss") == [(1, result["eval_loss"])]
+
+
+def test_two_callbacks_of_a_trainer_record_once(
+    recorded: Experiment, make_trainer: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    callback = TensormeterCallback("twice", name="stated")
+    trainer = make_trainer(callback, report_to="tensormeter", logging_steps=1)
+    with caplog.at_level("WARNING", "tensormeter"):
+        trainer.train()
+    assert callback.run is not None
+    callback.run.finish()
+    (stored,) = recorded.runs("twice", 1)
+    assert [step for step, _ in recorded.points(stored, "train/loss")] == [1, 2, 3, 4]
+    assert len([record for record in caplog.records if "two TensormeterCallbacks" in record.getMessage()]) == 1
 
 
 @pytest.mark.parametrize("is_open", [True, False])
@@ -189,7 +223,7 @@ def test_a_resumed_training_continues_its_run(
     assert resumed.run.id == run.id
     assert (resumed.run is run) == is_open
     other = TensormeterCallback(project, continue_runs=False, mode="disabled")
-    other.on_train_begin(trainer.args, trainer.state, None)
+    other.on_train_begin(trainer.args, trainer.state, transformers.TrainerControl())
     assert other.run is not None
     assert other.run.id != run.id
     resumed.run.finish()
@@ -216,7 +250,7 @@ def test_ranks_but_the_first_record_nothing(make_trainer: Callable[..., Any]) ->
     callback = TensormeterCallback()
     trainer = make_trainer(callback)
     state = transformers.TrainerState(is_world_process_zero=False, global_step=1)
-    callback.on_train_begin(trainer.args, state, None, trainer.model)
+    callback.on_train_begin(trainer.args, state, transformers.TrainerControl(), trainer.model)
     callback.on_log(trainer.args, state, None, {"loss": 1.0})
     callback.on_predict(trainer.args, state, None, {"test_loss": 1.0})
     callback.on_save(trainer.args, state, None)

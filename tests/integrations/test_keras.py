@@ -144,6 +144,35 @@ def test_each_fold_has_its_own_run(recorded, data):
     assert len(recorded.points("fold 0")["epoch/loss"]) == len(recorded.points("fold 1")["epoch/loss"]) == 2
 
 
+class Interrupts(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        raise KeyboardInterrupt
+
+
+def test_an_evaluation_after_an_interrupted_training_is_recorded(recorded, data):
+    callback = TensormeterCallback(name="interrupted")
+    model = build()
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(*data, batch_size=8, epochs=1, verbose=0, callbacks=[callback, Interrupts()])
+    first = callback.run
+    result = model.evaluate(*data, batch_size=8, verbose=0, callbacks=[callback], return_dict=True)
+    other = TensormeterCallback(name="next training")
+    model.fit(*data, batch_size=8, epochs=1, verbose=0, callbacks=[other], validation_data=data)
+    assert first.finished
+    assert recorded.points("interrupted")["test/loss"] == [(1, result["loss"])]
+    result = model.evaluate(*data, batch_size=8, verbose=0, callbacks=[callback], return_dict=True)
+    assert callback.run.id == first.id
+    callback.finish()
+    other.finish()
+    assert recorded.points("interrupted")["test/loss"] == [(1, result["loss"])]
+    assert not {name for name in recorded.points("next training") if name.startswith("test/")}
+
+
+def test_misspelt_arguments_are_refused_before_the_training():
+    with pytest.raises(TypeError, match="projct"):
+        TensormeterCallback(projct="digits")
+
+
 def test_a_schedule_is_recorded_and_the_results_do_not_change(recorded, data):
     plain = build().fit(*data, batch_size=8, epochs=2, shuffle=False, verbose=0).history
     with tensormeter.init("keras tests", name="schedule"):

@@ -137,6 +137,60 @@ def test_the_callback_records_each_step_without_a_logger(recorded: Experiment) -
     assert recorded.points(stored, "constant") == [(4, 5.0), (9, 5.0)]
 
 
+def test_a_callback_with_a_logger_records_the_rows_between(recorded: Experiment) -> None:
+    logger = TensormeterLogger(project="both")
+    callback = TensormeterCallback(every=1)
+    trainer, model = make_trainer(logger=logger, callbacks=[callback], max_epochs=2), Model()
+    trainer.fit(model)
+    trainer.test(model, verbose=False)
+    assert callback.run is logger.experiment
+    logger.experiment.finish()
+    (stored,) = recorded.runs("both", 1)
+    assert [step for step, _ in recorded.points(stored, "loss_step")] == list(range(10))
+    assert [step for step, _ in recorded.points(stored, "loss_epoch")] == [4, 9]
+    assert [step for step, _ in recorded.points(stored, "test_loss")] == [10]
+
+
+def test_a_training_finishes_the_run_of_an_earlier_one(recorded: Experiment) -> None:
+    together = [TensormeterLogger(name, project="folds") for name in ("first", "second")]
+    callback = TensormeterCallback("folds", name="third")
+    trainers = [make_trainer(logger=together), make_trainer(logger=False, callbacks=[callback])]
+    runs = []
+    for trainer in trainers:
+        trainer.fit(Model())
+        runs.append([logger.experiment.finished for logger in together])
+    assert runs == [[False, False], [True, True]]
+    assert callback.run is not None
+    assert not callback.run.finished
+    run_id = together[0].version
+    trainers[0].test(Model(), verbose=False)
+    assert callback.run.finished
+    assert [logger.experiment.finished for logger in together] == [False, False]
+    for logger in together:
+        logger.experiment.finish()
+    first, _, third = recorded.runs("folds", 3)
+    assert (first.id, first.name, first.attempt, third.attempt) == (run_id, "first", 2, 1)
+    assert [step for step, _ in recorded.points(first, "test_loss")] == [15]
+    assert [step for step, _ in recorded.points(first, "loss_epoch")] == [4, 9, 14]
+
+
+class FailingModel(BoringModel):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        raise ValueError("no training")
+
+
+def test_an_exception_that_the_script_handles_makes_the_run_a_failed_one(recorded: Experiment) -> None:
+    adapters: list[dict[str, Any]] = [
+        {"logger": TensormeterLogger("logger", project="handled")},
+        {"logger": False, "callbacks": [TensormeterCallback("handled", name="callback")]},
+    ]
+    for options in adapters:
+        with pytest.raises(ValueError, match="no training"):
+            make_trainer(**options).fit(FailingModel())
+    make_trainer(logger=False, callbacks=[TensormeterCallback(mode="disabled")], fast_dev_run=True).fit(Model())
+    assert [run.state for run in recorded.runs("handled", 2)] == ["failed", "failed"]
+
+
 def test_the_callback_never_reads_a_tensor(recorded: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     callback = TensormeterCallback(every=1, mode="disabled")
     logged: list[dict[str, Any]] = []
@@ -202,6 +256,20 @@ def test_hyperparameters_of_all_kinds_become_configuration() -> None:
     assert config["act"] == "torch.nn.modules.activation.ReLU"
     assert "function" in config
     assert dict(logger.experiment.summary) == {"hp_metric": 0.5}
+
+
+class PrivateModel(BoringModel):
+    def __init__(self, private: int = 1) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+
+
+def test_the_callback_leaves_out_hyperparameters_that_are_not_for_loggers() -> None:
+    callback = TensormeterCallback(mode="disabled")
+    for model in (PrivateModel(), Model()):
+        make_trainer(logger=False, callbacks=[callback], fast_dev_run=True).fit(model)
+    assert callback.run is not None
+    assert callback.run.config.as_dict() == {"hidden": 3, "optimizer": None}
 
 
 def test_media_have_the_arguments_of_wandbs_logger(recorded: Experiment) -> None:

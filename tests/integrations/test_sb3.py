@@ -112,6 +112,27 @@ def test_a_run_of_the_callback_stays_open_for_further_training(recorded, monkeyp
     assert [step for step, _ in recorded.points("twice")["rollout/ep_rew_mean"]] == [64, 128, 192, 256]
 
 
+def test_a_logger_of_the_script_loses_the_outputs_of_earlier_trainings(recorded, caplog):
+    logger = Logger(None, [])
+    runs = []
+    for name in ("first output", "second output"):
+        model = make_ppo()
+        model.set_logger(logger)
+        callback = TensormeterCallback(name=name)
+        model.learn(64, callback=callback)
+        runs.append(callback.run)
+    callback.finish()
+    assert [output.run for output in logger.output_formats] == runs[1:]
+    assert [step for step, _ in recorded.points("first output")["rollout/ep_rew_mean"]] == [64]
+    assert not [record for record in caplog.records if "after the run finished" in record.getMessage()]
+
+
+@pytest.mark.parametrize("adapter", [TensormeterCallback, TensormeterOutputFormat])
+def test_misspelt_arguments_are_refused_before_the_training(adapter):
+    with pytest.raises(TypeError, match="projct"):
+        adapter(projct="cartpole")
+
+
 class LogsEverything(BaseCallback):
     """Logs a value of each type once, as the documentation of SB3 does."""
 

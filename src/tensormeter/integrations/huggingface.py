@@ -1,6 +1,7 @@
 """A callback for `transformers.Trainer`. Importing this module makes `report_to="tensormeter"` work."""
 
 import contextlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -11,10 +12,12 @@ from transformers.integrations.integration_utils import rewrite_logs
 
 import tensormeter
 from tensormeter import Run
-from tensormeter.integrations.framework_run import check_options, script_run, start_run
+from tensormeter.integrations.framework_run import check_options, continue_run, end_training, script_run, start_run
 from tensormeter.integrations.shield import shielded
 
 __all__ = ["TensormeterCallback"]
+
+logger: Final = logging.getLogger("tensormeter")
 
 _DEFAULT_PROJECT: Final = "huggingface"
 """Default of `TrainingArguments.project`, and project of runs whose project is stated nowhere."""
@@ -23,6 +26,9 @@ _TOTALS: Final = frozenset(
     {"total_flos", "train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
 )
 """Values that the Trainer logs once, when the training ends."""
+
+_RECORDER: Final = "_tensormeter"
+"""Attribute of a Trainer's `TrainerControl`: the callback that records this Trainer."""
 
 _STATE: Final = "tensormeter"
 """Key of the run's ID in the `trainer_state.json` of a checkpoint."""
@@ -65,18 +71,24 @@ class TensormeterCallback(TrainerCallback):
         self._run: Run | None = None
         self._is_own = False
         self._is_trial = False
+        self._has_warned = False
 
     @property
     def run(self) -> Run | None:
         """The run that the callback records to. None before the training, and on all ranks but the first."""
         return self._run
 
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the Trainer over from the callback of `report_to`, which precedes those that the script passes."""
+        vars(control)[_RECORDER] = self
+
     @shielded
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Choose or start the run, and record the configuration."""
-        if not state.is_world_process_zero:
+        if not state.is_world_process_zero or self._is_redundant(control):
             return
         is_trial = bool(state.is_hyper_param_search)
+        self._continue()
         if self._run is not None and (is_trial or self._is_trial or self._run.finished):
             if self._is_own:
                 self._run.finish()
@@ -92,7 +104,7 @@ class TensormeterCallback(TrainerCallback):
     @shielded
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         """Record a row of metrics, and values that come once in the summary."""
-        if logs and (run := self._find_run(args, state, kwargs.get("model"))) is not None:
+        if logs and (run := self._find_run(args, state, control, kwargs.get("model"))) is not None:
             totals = {name: value for name, value in logs.items() if name in _TOTALS}
             if totals:
                 run.summary.update(totals)
@@ -102,7 +114,7 @@ class TensormeterCallback(TrainerCallback):
     @shielded
     def on_predict(self, args: Any, state: Any, control: Any, metrics: Mapping[str, Any], **kwargs: Any) -> None:
         """Record the metrics of `Trainer.predict`."""
-        if metrics and (run := self._find_run(args, state, kwargs.get("model"))) is not None:
+        if metrics and (run := self._find_run(args, state, control, kwargs.get("model"))) is not None:
             run.log(rewrite_logs(metrics), state.global_step)
 
     @shielded
@@ -114,10 +126,28 @@ class TensormeterCallback(TrainerCallback):
             aliases = [f"step-{state.global_step}", *(["best"] if is_best else [])]
             self._run.log_artifact(path, "checkpoint", "model", state.global_step, aliases)
 
-    def _find_run(self, args: Any, state: Any, model: Any) -> Run | None:
+    def _is_redundant(self, control: Any) -> bool:
+        """Return whether another callback of this class records the Trainer, whose `control` this is."""
+        recorder = vars(control).setdefault(_RECORDER, self)
+        if recorder is not self and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "the Trainer has two TensormeterCallbacks, and only one of them records; remove the other: leave "
+                '"tensormeter" out of report_to, or pass no callback'
+            )
+        return recorder is not self
+
+    def _continue(self) -> None:
+        """Continue the run if the start of another training has finished it."""
+        if self._run is not None:
+            self._run = continue_run(self._run)
+            end_training(self._run)  # at once, because callbacks do not learn of an exception in the training
+
+    def _find_run(self, args: Any, state: Any, control: Any, model: Any) -> Run | None:
         """Return the run to record to. A Trainer that only evaluates uses the current run, if there is one."""
-        if not state.is_world_process_zero:
+        if not state.is_world_process_zero or self._is_redundant(control):
             return None
+        self._continue()
         if self._run is None:
             run = tensormeter.run
             self._use(run or self._start(args, state, is_trial=False), args, model, is_own=run is None)
@@ -144,6 +174,7 @@ class TensormeterCallback(TrainerCallback):
     def _use(self, run: Run, args: Any, model: Any, *, is_own: bool) -> None:
         """Record to a run from now on, and add the configuration to it."""
         self._run, self._is_own = run, is_own
+        end_training(run)
         config: dict[str, Any] = {}
         if getattr(model, "peft_config", None) is not None:
             config["peft_config"] = model.peft_config

@@ -62,6 +62,11 @@ class TensormeterCallback(keras.callbacks.Callback):
         if self._joined is not None:
             self._joined.finish()
 
+    def set_params(self, params: Mapping[str, Any]) -> None:
+        """Note that `fit`, `evaluate` or `predict` begins. The validation within `fit` does not call this."""
+        super().set_params(params)
+        self._is_training = False  # an exception may have ended the last `fit`
+
     @shielded
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         self._is_training = True
@@ -73,6 +78,7 @@ class TensormeterCallback(keras.callbacks.Callback):
         self._is_training = False
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self._is_training = True
         self._before = -1
 
     @shielded
@@ -98,9 +104,11 @@ class TensormeterCallback(keras.callbacks.Callback):
             self._join().log({f"test/{name}": value for name, value in (logs or {}).items()}, self._batches)
 
     def _join(self) -> tensormeter.Run:
-        if self._joined is None or self._joined.run.finished:
-            self._joined = join_or_start(self._stated, self._options, _PROJECT)
-        return self._joined.run
+        joined = self._joined
+        if joined is None or joined.run.finished:
+            joined = (joined and joined.current()) or join_or_start(self._stated, self._options, _PROJECT)
+            self._joined = joined
+        return joined.run
 
     def _log(self, prefix: str, logs: Mapping[str, Any] | None, **others: Any) -> None:
         values = {f"{prefix}/{name}": value for name, value in (logs or {}).items()}

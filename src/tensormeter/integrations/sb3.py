@@ -40,7 +40,11 @@ class TensormeterOutputFormat(KVWriter):
             run: Run to record in. Default: the current run or, if there is none, a new one.
             options: Arguments for `tensormeter.init`, such as `project=` and `name=`. With any of them, a run is started even
                 if the script has one. Default project: `TENSORMETER_PROJECT`, or else "stable-baselines3".
+
+        Raises:
+            TypeError: `tensormeter.init` has no such argument.
         """
+        check_options(options)
         self._joined: CallbackRun = join_or_start(run, options, _PROJECT)
 
     @property
@@ -61,6 +65,12 @@ class TensormeterOutputFormat(KVWriter):
             else:
                 row[key] = _loggable(value)
         self.run.log(row, step)
+
+    def resume(self) -> bool:
+        """Prepare for another training, and return whether the run goes on. If `start_run` has finished it, continue it."""
+        joined = self._joined.current()
+        self._joined = joined or self._joined
+        return joined is not None
 
     @shielded
     def close(self) -> None:
@@ -104,10 +114,14 @@ class TensormeterCallback(BaseCallback):
 
     @shielded
     def _on_training_start(self) -> None:
-        if self._output is None or self._output.run.finished:
+        if self._output is None or not self._output.resume():
             self._output = TensormeterOutputFormat(self._stated, **self._options)
-        if self._output not in self.logger.output_formats:  # `learn` makes a new logger, unless the script has set one
-            self.logger.output_formats.append(self._output)
+        outputs = self.logger.output_formats  # `learn` makes a new logger, unless the script has set one
+        earlier = [output for output in outputs if isinstance(output, TensormeterOutputFormat) and output.run.finished]
+        for output in earlier:  # those of other callbacks, whose trainings have ended
+            outputs.remove(output)
+        if self._output not in outputs:
+            outputs.append(self._output)
         total = {name: self.locals[name] for name in ("total_timesteps",) if name in self.locals}
         self._output.run.config.update({**_configuration(self.model), **total})
 

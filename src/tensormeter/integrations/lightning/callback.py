@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any, Final
 
 from tensormeter import Run
-from tensormeter.integrations.framework_run import check_options, script_run, start_run
+from tensormeter.integrations.framework_run import check_options, continue_run, end_training, script_run, start_run
 from tensormeter.integrations.lightning.base import CallbackBase
 from tensormeter.integrations.lightning.logger import TensormeterLogger
 from tensormeter.integrations.shield import shielded
@@ -22,7 +22,8 @@ class TensormeterCallback(CallbackBase):
     these exceptions: a metric named `step` does not replace the step, and values that a LightningModule logs in
     `on_train_batch_end` are recorded with the next batch.
 
-    Lightning also waits for metrics with `prog_bar=True`, and for all loggers of the Trainer: use ``Trainer(logger=False)``.
+    Lightning also waits for metrics with `prog_bar=True`, and for all loggers of the Trainer: use ``Trainer(logger=False)``. If the
+    Trainer has a `TensormeterLogger`, the callback records to the same run, and only the rows between those of the logger.
     """
 
     def __init__(self, project: str | None = None, *, every: int | None = None, **options: Any) -> None:
@@ -44,6 +45,7 @@ class TensormeterCallback(CallbackBase):
         self._options = {**options, "project": project}
         self._every = every
         self._run: Run | None = None
+        self._has_logger = False  # a TensormeterLogger records the rows of the Trainer in the same run
         self._seen: dict[str, tuple[Any, int]] = {}  # the tensor last seen of each metric, and its version
         self._epoch = 0
         self._epoch_step = 0
@@ -59,13 +61,29 @@ class TensormeterCallback(CallbackBase):
         """Choose or start the run, and record the hyperparameters."""
         if not trainer.is_global_zero:
             return
+        loggers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensormeterLogger)]
+        if self._run is not None:
+            self._run = continue_run(self._run)
         if self._run is None or self._run.finished:
-            loggers = (logger.experiment for logger in trainer.loggers if isinstance(logger, TensormeterLogger))
-            run = next(loggers, None) or script_run()
+            run = loggers[0] if loggers else script_run()
             self._run = run or start_run(self._options, {"project": _DEFAULT_PROJECT})
+        self._has_logger = self._run.id in {experiment.id for experiment in loggers}
         for source in (pl_module, trainer.datamodule):
-            if getattr(source, "hparams", None):
-                self._run.config.update(dict(source.hparams))
+            if getattr(source, "_log_hyperparams", False):  # False after `save_hyperparameters(logger=False)`
+                values = source.hparams_initial.items()
+                self._run.config.update({name: value for name, value in values if name != "_class_path"})
+
+    @shielded
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Let the start of another training finish the run."""
+        if self._run is not None:
+            end_training(self._run)
+
+    @shielded
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Let the start of another training finish the run, which then counts as failed."""
+        if self._run is not None:
+            end_training(self._run, "failed")
 
     @shielded
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -73,6 +91,8 @@ class TensormeterCallback(CallbackBase):
         metrics = self._of_batch(trainer)
         fit_loop = trainer.fit_loop
         if fit_loop._should_accumulate() and trainer.lightning_module.automatic_optimization:
+            return
+        if self._has_logger and trainer._logger_connector.should_update_logs:
             return
         step = fit_loop.epoch_loop._batches_that_stepped
         every = self._every or trainer.log_every_n_steps
@@ -87,12 +107,12 @@ class TensormeterCallback(CallbackBase):
     @shielded
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Record the metrics of the previous epoch."""
-        self._record(self._of_epoch(trainer), self._epoch_step, self._epoch)
+        self._record_epoch(trainer, self._epoch_step, self._epoch)
 
     @shielded
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Record the metrics of the last epoch."""
-        self._record(self._of_epoch(trainer), self._epoch_step, self._epoch)
+        self._record_epoch(trainer, self._epoch_step, self._epoch)
 
     @shielded
     def on_validation_batch_end(
@@ -106,9 +126,7 @@ class TensormeterCallback(CallbackBase):
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Record the metrics of the validation."""
         if not trainer.sanity_checking:
-            self._record(
-                self._of_epoch(trainer), trainer.fit_loop.epoch_loop._batches_that_stepped, trainer.current_epoch
-            )
+            self._record_epoch(trainer, trainer.fit_loop.epoch_loop._batches_that_stepped, trainer.current_epoch)
 
     @shielded
     def on_test_batch_end(
@@ -120,14 +138,19 @@ class TensormeterCallback(CallbackBase):
     @shielded
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         """Record the metrics of the test."""
-        self._record(self._of_epoch(trainer), trainer.fit_loop.epoch_loop._batches_that_stepped, trainer.current_epoch)
+        self._record_epoch(trainer, trainer.fit_loop.epoch_loop._batches_that_stepped, trainer.current_epoch)
 
     def _record_evaluated(self, trainer: Any, stage: str, dataloader_idx: int) -> None:
         step = self._evaluated[stage, dataloader_idx]
         self._evaluated[stage, dataloader_idx] += 1
         metrics = self._of_batch(trainer)
-        if self._run is not None and metrics:
+        if self._run is not None and metrics and not self._has_logger:
             self._run.log(metrics, step)
+
+    def _record_epoch(self, trainer: Any, step: int, epoch: int) -> None:
+        metrics = self._of_epoch(trainer)
+        if not self._has_logger:
+            self._record(metrics, step, epoch)
 
     def _record(self, metrics: dict[str, Any], step: int, epoch: int) -> None:
         if self._run is not None and metrics:

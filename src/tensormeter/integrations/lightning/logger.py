@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from tensormeter import Audio, Image, Run, Settings, Table, Video
-from tensormeter.integrations.framework_run import script_run, start_run
+from tensormeter.integrations.framework_run import continue_run, end_training, script_run, start_run
 from tensormeter.integrations.lightning.base import DummyExperimentBase, LoggerBase
 from tensormeter.integrations.shield import shielded
 
@@ -156,6 +156,7 @@ class TensormeterLogger(LoggerBase):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Record a row of metrics, and of all else that `Run.log` accepts."""
+        self.save()
         if self._prefix:
             metrics = {f"{self._prefix}{self.LOGGER_JOIN_CHAR}{name}": value for name, value in metrics.items()}
         self.experiment.log(metrics, step)
@@ -165,6 +166,7 @@ class TensormeterLogger(LoggerBase):
         self, params: Mapping[str, Any] | Namespace, metrics: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> None:
         """Add hyperparameters to the run's configuration, and metrics that belong to them to its summary."""
+        self.save()
         self.experiment.config.update(params)
         if metrics:
             self.experiment.summary.update(metrics)
@@ -253,11 +255,19 @@ class TensormeterLogger(LoggerBase):
             self._kept_checkpoints[id(checkpoint_callback)] = checkpoint_callback
 
     @rank_zero_only
+    def save(self) -> None:
+        """Continue the run if another training has finished it. Lightning calls this method before `fit` and before `test`."""
+        if self._experiment is not None:
+            self._experiment = continue_run(self._experiment)
+
+    @rank_zero_only
     def finalize(self, status: str) -> None:
         """Record the checkpoints that remain. The run goes on: Lightning calls this method after `fit` and after `test`."""
-        if status == "success" and self._experiment is not None:
-            for checkpoint_callback in self._kept_checkpoints.values():
-                self._record_checkpoints(checkpoint_callback)
+        if self._experiment is not None:
+            if status == "success":
+                for checkpoint_callback in self._kept_checkpoints.values():
+                    self._record_checkpoints(checkpoint_callback)
+            end_training(self._experiment, "finished" if status == "success" else "failed")
 
     @shielded
     @rank_zero_only
