@@ -8,6 +8,10 @@ from email.utils import format_datetime
 
 import numpy as np
 import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsPartialSuccess,
+    ExportMetricsServiceResponse,
+)
 
 import tensormeter
 from tensormeter import Settings
@@ -57,6 +61,18 @@ def test_an_accepted_request(exporter, receiver):
 def test_partial_success_is_surfaced(exporter, receiver):
     receiver.script("partial")
     assert exporter.export(REQUEST) == Accepted(3, "three were bad")
+
+
+def test_a_partial_success_that_begins_like_a_page_is_accepted(exporter, receiver, answering):
+    """A message of 60 bytes begins with a line break and "<"."""
+    message = "x" * 56
+    response = ExportMetricsServiceResponse(
+        partial_success=ExportMetricsPartialSuccess(rejected_data_points=3, error_message=message)
+    )
+    body = response.SerializeToString()
+    assert body.strip().startswith(b"<")
+    receiver.script(answering(200, body, "application/x-protobuf"))
+    assert exporter.export(REQUEST) == Accepted(3, message)
 
 
 @pytest.mark.parametrize(

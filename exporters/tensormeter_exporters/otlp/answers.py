@@ -75,14 +75,15 @@ class Answer:
         body = self.body.removeprefix(codecs.BOM_UTF8).strip()
         if not body:
             return Accepted()
-        if self._type in _PAGE_TYPES or body[:1] == b"<":
-            return Retry(f"{answered} with {self._type or 'a web page'} instead of OTLP; check the endpoint")
-        if self._type in _PROTOBUF_TYPES:
+        is_page = self._type in _PAGE_TYPES or body[:1] == b"<"
+        if self._type in _PROTOBUF_TYPES:  # first, because a message of 60 bytes begins with a line break and "<"
             try:
                 return read_response(signal, self.body, items)
             except DecodeError:
-                if not _is_text(body):
+                if not is_page and not _is_text(body):
                     return Retry(f"{answered} with a body that is not OTLP; check the endpoint")
+        if is_page:
+            return Retry(f"{answered} with {self._type or 'a web page'} instead of OTLP; check the endpoint")
         # A body such as "ok" may have any content type, because some servers copy the type of the request.
         with contextlib.suppress(ValueError, RecursionError):
             return _read_json(signal, json.loads(body), items)
