@@ -19,8 +19,8 @@ def build_messages(package: str, messages: Mapping[str, str], *, syntax: str = "
         package: Name of the Protobuf package. The messages belong to a separate pool, so they cannot clash with others.
         messages: Fields by name of the message, such as ``"1 tag string, 2 items Item*"``: number, name and type of each. The
             type is a scalar type or a message, and a `*` marks a repeated field.
-        syntax: "proto3", or "proto2" for messages whose fields of scalar types must show whether they are set. Text that is
-            not UTF-8 then raises `UnicodeDecodeError` when it is read.
+        syntax: "proto3", or "proto2" for messages whose fields of scalar types must show whether they are set. Texts that are
+            not UTF-8 are then bytes.
     """
     file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package, syntax=syntax)
     for name, fields in messages.items():

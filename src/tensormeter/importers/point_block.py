@@ -70,17 +70,24 @@ class PointBlock:
         if self._values >= _MOST_VALUES or self.row >= _MOST_ROWS:
             self.flush()
 
+    def drop_row(self) -> None:
+        """Remove the values of a row that is not completed."""
+        for column in self.columns.values():
+            while column.rows and column.rows[-1] == self.row:
+                column.rows.pop()
+                column.texts.pop()
+
     def flush(self) -> None:
         """Pass on the points."""
         if self.row:
+            every_row = list(range(self.row))
             times = np.array(self._times, np.int64)
             if self._has_steps:
                 times = self._requests.place(np.array(self._steps, np.int64), times)
             for column in self.columns.values():
                 if column.rows:
                     values = self._numbers(column)
-                    # Rows are in order, so as many as the block has rows are all of them.
-                    chosen = times if len(column.rows) == self.row else times[column.rows]
+                    chosen = times if column.rows == every_row else times[column.rows]
                     self._requests.placed_points(column.name, chosen, values, self._unit)
                     column.rows, column.texts = [], []
         self._steps, self._times, self._values, self.row = [], [], 0, 0

@@ -27,17 +27,18 @@ from tensormeter.conventions.semconv import (
 )
 from tensormeter.errors import EncodingError
 from tensormeter.importers.plain_values import plain_document
+from tensormeter.importers.record_requests import RecordRequests
 from tensormeter.importers.sender import Sender
 from tensormeter.importers.step_times import StepTimes
 from tensormeter.importers.tally import Tally
 from tensormeter.otlp.batch import STEP_METRIC, Attribute, Batch, Event, Gauge, Histogram, Series, Temporality, Value
-from tensormeter.otlp.encode import encode_events, encode_metrics
+from tensormeter.otlp.encode import encode_metrics
 from tensormeter.otlp.media import Alert, Audio, Figure, Html, Image, Images, Media, Table, TooLargeError, Video
 from tensormeter.otlp.media import Text as TextItem
 from tensormeter.redaction import OutputMask, mask_config
 from tensormeter.settings import IDENTIFIER
 
-__all__ = ["ItemKind", "RunRequests", "RunState"]
+__all__ = ["MOST_INTEGER", "ItemKind", "RunRequests", "RunState"]
 
 ItemKind = Literal["alert", "audio", "figure", "html", "image", "images", "table", "text", "video"]
 RunState = Literal["finished", "failed", "crashed", "preempted"]
@@ -54,10 +55,11 @@ _KINDS: Final[dict[ItemKind, type[Media]]] = {
     "video": Video,
 }
 
+MOST_INTEGER: Final = (1 << 63) - 1
+"""Largest step, and latest time in nanoseconds since the Unix epoch."""
+
 _MOST_POINTS: Final = 50_000
 """Number of points from which on a request is sent, as in an agent's requests."""
-_MOST_EVENTS: Final = 2_000
-_MOST_EVENT_BYTES: Final = 4 << 20
 _LONGEST_NAME: Final = 1024
 _NO_ATTRIBUTES: Final[Mapping[str, Attribute]] = MappingProxyType({})
 
@@ -79,11 +81,11 @@ class RunRequests:
         """
         self._sender = sender
         self._tally = tally
-        self._resource: dict[str, Attribute] = {}
+        self._process = ""
+        self._resources: dict[str, Mapping[str, Attribute]] = {}
+        self._records = RecordRequests(sender, self._resources, self._report_record, derive_severity=True)
         self._series: list[Series] = []
         self._points = 0
-        self._events: list[Event] = []
-        self._event_bytes = 0
         self._step_times = StepTimes()
         self._assigned: tuple[Any, Any, NDArray[np.int64]] | None = None
         self._names: set[str] = set()
@@ -130,11 +132,12 @@ class RunRequests:
         run_id = _identifier(run_id)
         identity = "\0".join((project, run_id, process, str(rank), str(attempt)))
         project = fit_label(project) or "imported"
+        self._process = hashlib.sha256(identity.encode("utf-8", "replace")).hexdigest()[:32]
         attributes, _ = mask_config(plain_document(resource or {}))
-        self._resource = {
+        self._resources[self._process] = {
             **{name: value for name, value in attributes.items() if _is_attribute(value)},
             SERVICE_NAME: project,
-            SERVICE_INSTANCE_ID: hashlib.sha256(identity.encode("utf-8", "replace")).hexdigest()[:32],
+            SERVICE_INSTANCE_ID: self._process,
             PROCESS_KIND: "training",
             RUN_ID: run_id,
             RUN_NAME: fit_label(name, _LONGEST_NAME) or run_id,
@@ -149,7 +152,7 @@ class RunRequests:
         body |= {key: text for key, text in labels.items() if text}
         if tags:
             body["tags"] = [label for tag in tags if (label := fit_label(tag))]
-        self._add_event(Event(RUN_START, max(1, started), body), 0)
+        self._records.add(self._process, Event(RUN_START, max(1, started), body), 0)
         self._tally.runs += counted
         self._tally.projects[project] = None
 
@@ -190,7 +193,7 @@ class RunRequests:
         if last is not None and last[0] is steps and last[1] is times:
             return last[2]
         assigned, new_times, new_steps = self._step_times.assign(
-            np.ascontiguousarray(steps, np.int64), np.ascontiguousarray(times, np.int64)
+            np.ascontiguousarray(steps, np.int64), np.maximum(times, 1, dtype=np.int64)
         )
         self._assigned = steps, times, assigned
         if len(new_times):
@@ -208,7 +211,7 @@ class RunRequests:
         """Add points of one metric at times from `place`. See `points`."""
         if not self._is_named(name, len(times)):
             return
-        moments = np.ascontiguousarray(times, np.int64).view(np.uint64)
+        moments = np.maximum(times, 1, dtype=np.int64).view(np.uint64)
         converted: Numbers = (
             values.astype(np.int64, copy=False) if values.dtype.kind in "iu" else values.astype(np.float64, copy=False)
         )
@@ -248,7 +251,14 @@ class RunRequests:
             return
         bounds = np.asarray(edges, np.float64)
         numbers = np.asarray(counts, np.float64)
-        if len(bounds) != len(numbers) + 1 or not (np.diff(bounds) > 0).all() or not (numbers >= 0).all():
+        is_valid = (
+            bounds.ndim == numbers.ndim == 1
+            and len(bounds) == len(numbers) + 1
+            and (np.diff(bounds) > 0).all()
+            and (numbers >= 0).all()
+            and numbers.sum() < MOST_INTEGER
+        )
+        if not is_valid:
             self._tally.leave_out("histograms with invalid buckets")
             return
         finite = np.isfinite(bounds)  # the outermost edges may be infinite, as the outermost buckets of OTLP are open
@@ -257,7 +267,7 @@ class RunRequests:
             padded, bounds = padded[1:], bounds[1:]
         if not finite[-1]:
             padded, bounds = padded[:-1], bounds[:-1]
-        moment = np.array([time], np.int64)
+        moment = np.array([max(1, time)], np.int64)
         if step is not None:
             moment = self.place(np.array([step], np.int64), moment)
         sums, minima, maxima = (np.array([np.nan if value is None else value]) for value in (total, minimum, maximum))
@@ -321,7 +331,7 @@ class RunRequests:
         if chart is not None and isinstance(event.body, dict):
             event.body["chart"] = dict(chart)
         self._tally.media += 1
-        self._add_event(event, _size_of(event.body))
+        self.event(event)
         return True
 
     def log(self, time: int, severity: int, text: str, *, severity_text: str = "", stream: str = "") -> None:
@@ -347,7 +357,7 @@ class RunRequests:
             severity_text=severity_text or names[min(max(severity - 1, 0) // 4, 5)],
         )
         self._tally.logs += 1
-        self._add_event(event, len(text))
+        self._records.add(self._process, event, len(text))
 
     def config(self, values: Mapping[str, Any], time: int) -> None:
         """Replace the configuration, if the source has it later than its start. Secrets are masked.
@@ -357,7 +367,7 @@ class RunRequests:
             time: Time of the change in nanoseconds since the Unix epoch.
         """
         fitting = self._fitting(values, "values of the configuration that are too large")
-        self._add_event(Event(RUN_CONFIG, max(1, time), {"config": fitting}), 0)
+        self._records.add(self._process, Event(RUN_CONFIG, max(1, time), {"config": fitting}), 0)
 
     def summary(self, values: Mapping[str, Any], time: int) -> None:
         """Set the summary of the run: the values that its script wrote. Nested names are joined with "/".
@@ -368,11 +378,11 @@ class RunRequests:
         """
         fitting = flatten(self._fitting(values, "values of the summary that are too large"))
         if fitting:
-            self._add_event(Event(RUN_CONFIG, max(1, time), {"summary": fitting}), 0)
+            self._records.add(self._process, Event(RUN_CONFIG, max(1, time), {"summary": fitting}), 0)
 
     def event(self, event: Event) -> None:
         """Add an event of another kind, such as an artifact's record."""
-        self._add_event(event, _size_of(event.body))
+        self._records.add(self._process, event, _size_of(event.body))
 
     def finish(self, state: RunState, ended: int, message: str = "") -> None:
         """End the run, and send what is left.
@@ -382,7 +392,8 @@ class RunRequests:
             ended: Time of the end in nanoseconds since the Unix epoch.
             message: Cause of the end, or "".
         """
-        self._add_event(Event(RUN_END, max(1, ended), {"state": state, "message": message, "dropped": {}}), 0)
+        body: dict[str, Value] = {"state": state, "message": message, "dropped": {}}
+        self._records.add(self._process, Event(RUN_END, max(1, ended), body), 0)
         self._flush()
 
     def left_out(self, kind: str, count: int = 1) -> None:
@@ -394,6 +405,10 @@ class RunRequests:
         fitting, left_out = fit(masked, CONFIG_BYTES)
         self._tally.leave_out(kind, len(left_out))
         return fitting
+
+    def _report_record(self, fault: str) -> None:
+        self._tally.leave_out("records that cannot be encoded")
+        self._tally.report(fault)
 
     def _is_named(self, name: str, points: int) -> bool:
         if name in self._names:
@@ -413,28 +428,15 @@ class RunRequests:
         if self._points >= _MOST_POINTS:
             self._flush_points()
 
-    def _add_event(self, event: Event, size: int) -> None:
-        if self._event_bytes + size > _MOST_EVENT_BYTES and self._events:
-            self._flush_events()
-        self._events.append(event)
-        self._event_bytes += size
-        if len(self._events) >= _MOST_EVENTS:
-            self._flush_events()
-
     def _flush(self) -> None:
         self._flush_points()
-        self._flush_events()
+        self._records.flush()
 
     def _flush_points(self) -> None:
         if self._series:
-            batch = Batch(self._resource, self._series)
+            batch = Batch(self._resources[self._process], self._series)
             self._sender.send("metrics", encode_metrics([batch]), batch.points)
         self._series, self._points = [], 0
-
-    def _flush_events(self) -> None:
-        if self._events:
-            self._sender.send("logs", encode_events(self._resource, self._events), len(self._events))
-        self._events, self._event_bytes = [], 0
 
 
 def _identifier(run_id: str) -> str:

@@ -23,11 +23,12 @@ from tensormeter.importers.archive.distribution_series import distribution_serie
 from tensormeter.importers.archive.first_rows import FirstRows, find_first_rows
 from tensormeter.importers.archive.folder import ArchiveFolder
 from tensormeter.importers.archive.json_columns import parse_object
+from tensormeter.importers.archive.point_requests import PointRequests
 from tensormeter.importers.archive.point_series import PointColumns
 from tensormeter.importers.archive.records import event_of, line_of
-from tensormeter.importers.archive.requests import INVALID, PointRequests, RecordRequests
 from tensormeter.importers.archive.series_rows import SeriesKey, Stretch, Variant, stretches_of
 from tensormeter.importers.archive.server_run import SentFields, ServerRun
+from tensormeter.importers.record_requests import INVALID, RecordRequests
 from tensormeter.importers.registry import ImportContext, SourceError
 from tensormeter.otlp.batch import STEP_METRIC, Event, Gauge, Sum
 from tensormeter.otlp.encode import encode_events
@@ -124,7 +125,7 @@ class RunImport:
             self._heartbeat(resource, {})
 
     def _send_events(self) -> None:
-        requests = RecordRequests(self._context.sender, self._resources, self._report)
+        requests = self._record_requests()
         for row in self._rows("events"):
             try:
                 event, size = event_of(row, self._folder, self._report)
@@ -137,7 +138,7 @@ class RunImport:
         requests.flush()
 
     def _send_lines(self) -> None:
-        requests = RecordRequests(self._context.sender, self._resources, self._report)
+        requests = self._record_requests()
         for row in self._rows("logs"):
             try:
                 requests.add(row["process"], *line_of(row))
@@ -146,6 +147,9 @@ class RunImport:
                 continue
             self._context.tally.logs += 1
         requests.flush()
+
+    def _record_requests(self) -> RecordRequests:
+        return RecordRequests(self._context.sender, self._resources, self._report, derive_severity=False)
 
     def _rows(self, kind: Kind) -> Iterator[dict[str, Any]]:
         """Yield the rows of a table of records."""

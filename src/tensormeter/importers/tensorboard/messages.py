@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from tensormeter.importers.message_schema import build_messages
 
-__all__ = ["SESSION_START", "Event", "HParams", "Value"]
+__all__ = ["SESSION_START", "Event", "HParams", "Value", "text_of"]
 
 SESSION_START: Final = 1
 """Status of a session log that begins a new start of the run."""
@@ -43,3 +43,8 @@ _CLASSES: Final = build_messages("tensormeter.importers.tensorboard", _MESSAGES,
 Event: Final[Any] = _CLASSES["Event"]
 Value: Final[Any] = _CLASSES["Value"]
 HParams: Final[Any] = _CLASSES["HParams"]
+
+
+def text_of(field: str | bytes) -> str:
+    """Return a text field as text. Protobuf returns bytes if it is not UTF-8."""
+    return field if isinstance(field, str) else field.decode(errors="replace")

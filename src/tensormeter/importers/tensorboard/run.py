@@ -10,7 +10,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from tensormeter.importers.registry import ImportContext
-from tensormeter.importers.tensorboard.messages import SESSION_START, Event, Value
+from tensormeter.importers.tensorboard.messages import SESSION_START, Event, Value, text_of
 from tensormeter.importers.tensorboard.record_file import RecordBlock, read_blocks
 from tensormeter.importers.tensorboard.scalars import NumberBlock, ScalarReader, Scalars, wall_nanoseconds
 from tensormeter.importers.tensorboard.values import EventValues
@@ -64,7 +64,7 @@ class _Reader:
         self._run_id = ""
         self._attempt = 0
         self._last_step = -1
-        self._last_time = 0.0
+        self._last_time = 1
 
     def read(self) -> None:
         tally = self._context.tally
@@ -73,7 +73,7 @@ class _Reader:
                 self._read_block(block)
         if self._attempt:
             self._numbers.flush()
-            self._requests.finish("finished", int(wall_nanoseconds(self._last_time)))
+            self._requests.finish("finished", self._last_time)
 
     def _read_block(self, block: RecordBlock) -> None:
         if not self._attempt:
@@ -100,7 +100,7 @@ class _Reader:
     def _send(self, scalars: Scalars, begin: int, end: int) -> None:
         if begin < end:
             self._last_step = max(self._last_step, int(scalars.steps[begin:end].max()))
-            self._last_time = max(self._last_time, float(np.nanmax(scalars.wall_times[begin:end], initial=0)))
+            self._last_time = max(self._last_time, int(wall_nanoseconds(scalars.wall_times[begin:end]).max()))
             self._scalars.send(self._requests, scalars, begin, end)
 
     def _parse(self, record: bytes) -> Any:
@@ -125,31 +125,28 @@ class _Reader:
 
     def _restart(self, wall_time: float) -> None:
         self._numbers.flush()
-        self._requests.finish(
-            "preempted", int(wall_nanoseconds(self._last_time)), "a later start of the run follows in the event files"
-        )
+        self._requests.finish("preempted", self._last_time, "a later start of the run follows in the event files")
         self._start(wall_time)
 
     def _add(self, event: Any) -> None:
         """Add an event that is not a plain scalar."""
         tally = self._context.tally
-        self._last_time = max(self._last_time, event.wall_time)
         time = int(wall_nanoseconds(event.wall_time))
+        self._last_time = max(self._last_time, time)
         if event.summary.value:
             self._last_step = max(self._last_step, event.step)
         for data in event.summary.value:
             try:
                 value = Value.FromString(data)
-                tag = value.tag
-            except (DecodeError, UnicodeDecodeError):
+            except DecodeError:
                 tally.leave_out("damaged values in event files")
                 continue
             number = value.simple_value if value.HasField("simple_value") else self._values.add(value, event.step, time)
             if number is not None:
-                self._numbers.add(tag, event.step, event.wall_time, number)
+                self._numbers.add(text_of(value.tag), event.step, event.wall_time, number)
         if event.graph_def or event.meta_graph_def:
             tally.leave_out("graphs")
         if event.tagged_run_metadata:
             tally.leave_out("profiles")
         if event.HasField("log_message"):
-            self._requests.log(time, 9, event.log_message.message)
+            self._requests.log(time, 9, text_of(event.log_message.message))

@@ -143,8 +143,10 @@ class ScalarReader:
             event = Event.FromString(record)
             (data,) = event.summary.value
             value = Value.FromString(data)
-            tag = value.tag
         except (DecodeError, ValueError):
+            return -1
+        tag = value.tag
+        if not isinstance(tag, str):  # not UTF-8
             return -1
         plain = Event(wall_time=event.wall_time)
         if event.HasField("step"):

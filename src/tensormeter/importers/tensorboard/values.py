@@ -3,12 +3,13 @@
 from typing import Any, Final
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from tensormeter.conventions.media_types import content_type_of
 from tensormeter.importers.run_requests import RunRequests
 from tensormeter.importers.tally import Tally
-from tensormeter.importers.tensorboard.messages import HParams
+from tensormeter.importers.tensorboard.messages import HParams, text_of
 
 __all__ = ["EventValues", "numbers_of"]
 
@@ -48,10 +49,10 @@ class EventValues:
         Returns:
             The number if the value is a scalar tensor; None otherwise.
         """
-        tag = value.tag
+        tag = text_of(value.tag)
         if value.metadata.plugin_data.plugin_name and len(self._plugins) < 1 << 20:
             # Writers may leave out the metadata of all but the first value of a tag.
-            self._plugins.setdefault(tag, value.metadata.plugin_data.plugin_name)
+            self._plugins.setdefault(tag, text_of(value.metadata.plugin_data.plugin_name))
         plugin = self._plugins.get(tag, "")
         try:
             if plugin == "hparams":
@@ -68,7 +69,7 @@ class EventValues:
                 return self._tensor(tag, plugin, step, time, value.tensor)
             else:
                 self._tally.leave_out(f"values of the TensorBoard plugin {plugin or 'unknown'}")
-        except (ValueError, OverflowError) as error:
+        except (DecodeError, ValueError, OverflowError) as error:
             self._tally.leave_out("damaged values in event files")
             self._tally.report(f"{self._label}: left out {tag!r} at step {step}, {error}")
         return None
@@ -172,7 +173,8 @@ class EventValues:
         for entry in message.session_start_info.hparams:
             fields = entry.value.ListFields()  # Protobuf's well-known `Value`, of which at most one field is set
             if fields:
-                values[entry.key] = fields[0][1]
+                value = fields[0][1]
+                values[text_of(entry.key)] = text_of(value) if isinstance(value, bytes) else value
         if values:
             self._requests.config(values, time)
 

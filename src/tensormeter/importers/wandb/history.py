@@ -8,11 +8,13 @@ with an unknown key, or of another type, are parsed.
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from google.protobuf.message import DecodeError
+
 from tensormeter.conventions.limits import METRIC_NAMES
 from tensormeter.errors import EncodingError
 from tensormeter.importers.point_block import Column, PointBlock
 from tensormeter.importers.repeated_texts import RepeatedTexts
-from tensormeter.importers.run_requests import RunRequests
+from tensormeter.importers.run_requests import MOST_INTEGER, RunRequests
 from tensormeter.importers.tally import Tally
 from tensormeter.importers.wandb.media import RunMedia
 from tensormeter.importers.wandb.messages import HistoryItem
@@ -86,15 +88,31 @@ class History:
         document: dict[str, Any] = {}
         for item in others:
             self._add_item(item, document, row, keeps_columns=is_plain)
-        step = int(self._step.texts.pop()) if self._step.texts else int(history.step.num)
-        time = round(float(self._time.texts.pop()) * _SECONDS) if self._time.texts else self.last_time
-        self._step.texts.clear()
-        self._time.texts.clear()
-        self._step.rows.clear()
-        self._time.rows.clear()
+        try:
+            step, time = self._step_and_time(history)
+        except (ValueError, OverflowError):
+            self._tally.leave_out("rows with invalid steps or times")
+            self._block.drop_row()
+            return
         self.last_step, self.last_time = step, time
         self._add_document(document, "", step, time, row, 0)
         self._block.end_row(step, time, len(items))
+
+    def _step_and_time(self, history: Any) -> tuple[int, int]:
+        """Return step and time of the row that has just been read.
+
+        Raises:
+            ValueError: One of them is not a number, or is out of range.
+            OverflowError: The time is infinite.
+        """
+        steps, times = self._step.texts, self._time.texts
+        self._step.rows, self._step.texts = [], []
+        self._time.rows, self._time.texts = [], []
+        step = int(steps[-1]) if steps else int(history.step.num)
+        time = round(float(times[-1]) * _SECONDS) if times else self.last_time
+        if abs(step) > MOST_INTEGER or not 0 < time <= MOST_INTEGER:
+            raise ValueError
+        return step, time
 
     def flush(self) -> None:
         """Pass on all points and texts."""
@@ -103,7 +121,11 @@ class History:
 
     def _add_item(self, item: bytes, document: dict[str, Any], row: int, *, keeps_columns: bool) -> None:
         """Add a value that is not a number with a known key: to a column, or to the nested document of its row."""
-        message = HistoryItem.FromString(item)
+        try:
+            message = HistoryItem.FromString(item)
+        except DecodeError:
+            self._tally.leave_out("damaged values in the history")
+            return
         path = item_path(message)
         text = message.value_json.encode()
         name = ".".join(path)

@@ -27,7 +27,8 @@ class ConsoleOutput:
         *lines, rest = (self._pending.get(stream, "") + text).split("\n")
         for line in lines:
             self._line(stream, time, line)
-        self._pending[stream] = rest[-_LONGEST_LINE:]
+        redrawn = rest.rstrip("\r").rfind("\r")  # the states before are not needed
+        self._pending[stream] = rest[max(redrawn, 0) :][-_LONGEST_LINE:]
 
     def flush(self, time: int) -> None:
         """Send the lines without a line break at the end."""

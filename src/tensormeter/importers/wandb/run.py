@@ -16,7 +16,7 @@ from tensormeter.importers.confined_folder import ConfinedFolder
 from tensormeter.importers.plain_values import plain_document
 from tensormeter.importers.point_block import PointBlock
 from tensormeter.importers.registry import ImportContext, SourceError
-from tensormeter.importers.run_requests import RunRequests, RunState
+from tensormeter.importers.run_requests import MOST_INTEGER, RunRequests, RunState
 from tensormeter.importers.tally import Tally
 from tensormeter.importers.wandb.charts import charts_of
 from tensormeter.importers.wandb.history import History, nested_document
@@ -129,8 +129,6 @@ class WandbRun:
         description, tally = _Description(), context.tally
         for data in read_records(self.path, advance=context.advance, damage=tally.report):
             kind = record_kind(data)
-            if kind in _BULK:
-                continue
             if kind not in _DESCRIPTIONS:
                 continue
             try:
@@ -379,4 +377,6 @@ def _is_media(summary: Mapping[str, Any], name: str) -> bool:
 
 
 def _nanoseconds(timestamp: Any) -> int:
-    return int(timestamp.seconds) * _SECONDS + int(timestamp.nanos)
+    """Return a time in nanoseconds since the Unix epoch; 0 if it is missing or out of range."""
+    time = int(timestamp.seconds) * _SECONDS + int(timestamp.nanos)
+    return time if 0 < time <= MOST_INTEGER else 0

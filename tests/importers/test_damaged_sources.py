@@ -1,0 +1,187 @@
+"""Sources with one invalid value: everything else is imported, and the value is counted or reported."""
+
+import json
+import os
+import struct
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from support.import_server import counted, left_out
+from support.record_logs import record_log
+from tensormeter.cli.import_ import import_
+from tensormeter.importers.run_requests import RunRequests
+from tensormeter.importers.tally import Tally
+from tensormeter.importers.tensorboard.checksums import masked_checksums
+from tensormeter.importers.tensorboard.messages import Event, Value
+from tensormeter.importers.wandb.messages import HistoryItem, Record
+from tensormeter.importers.wandb.output import ConsoleOutput
+from tensormeter.otlp.batch import Event as RecordedEvent
+
+T0 = 1_750_000_000
+
+
+class Requests:
+    """A sender that keeps the requests, and the log lines that are added to it."""
+
+    def __init__(self):
+        self.requests, self.lines = [], []
+
+    def send(self, signal, body, items):
+        self.requests.append((signal, body, items))
+
+    def log(self, time, severity, text, **fields):
+        self.lines.append(text)
+
+
+@pytest.fixture
+def read_only():
+    """Reads a source without sending it. Returns the counts."""
+
+    def read_only(path, *, status=0):
+        result = CliRunner().invoke(import_, [os.fspath(path), "--dry-run"], env={"COLUMNS": "200"})
+        assert result.exit_code == status, result.output + repr(result.exception)
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        return counted(result), left_out(result)
+
+    return read_only
+
+
+def wandb_file(folder, *items):
+    """Writes a run with a sound row, a row with these encoded items, and another sound row."""
+    start = Record()
+    start.run.run_id = start.run.project = "p"
+    start.run.start_time.seconds = T0
+    rows = []
+    for step, of_row in enumerate(([item("loss", 1)], items, [item("loss", 2)])):
+        row = Record()
+        row.history.step.num = step
+        row.history.item.extend(of_row)
+        rows.append(row.SerializeToString())
+    path = folder / "run-p.wandb"
+    path.write_bytes(record_log([start.SerializeToString(), *rows]))
+    return path
+
+
+def item(key, value):
+    return HistoryItem(key=key, value_json=json.dumps(value)).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("_step", 1.5),
+        ("_step", float("nan")),
+        ("_step", 1 << 63),
+        ("_timestamp", float("nan")),
+        ("_timestamp", 1e300),
+        ("_timestamp", -5),
+    ],
+)
+def test_a_wandb_row_with_an_invalid_place_is_left_out(read_only, tmp_path, key, value):
+    path = wandb_file(tmp_path, item("loss", 7), item("new", 7), item(key, value))
+    counts, missing = read_only(path)
+    assert counts["points"] == 2
+    assert missing == {"rows with invalid steps or times": 1}
+
+
+def test_a_damaged_wandb_value_costs_nothing_else(read_only, tmp_path):
+    counts, missing = read_only(wandb_file(tmp_path, b"\xff\xff", item("loss", 7)))
+    assert (counts["points"], missing) == (3, {"damaged values in the history": 1})
+
+
+def test_a_wandb_run_may_have_an_impossible_start(read_only, tmp_path):
+    path = wandb_file(tmp_path)
+    record = Record.FromString(Record(run={"run_id": "p", "start_time": {"seconds": 1 << 62}}).SerializeToString())
+    path.write_bytes(record_log([record.SerializeToString()]))
+    assert read_only(path)[0]["runs"] == 1
+
+
+def test_redrawn_output_does_not_pile_up():
+    requests = Requests()
+    output = ConsoleOutput(requests)
+    for step in range(10_000):
+        output.add(0, 1, f"\r{step:>1000}")
+    assert len(output._pending[0]) == 1001
+    output.add(0, 1, "\n")
+    assert requests.lines == [f"{9999:>1000}"]
+
+
+def event_file(folder, *events):
+    """Writes an event file with a sound scalar before and after these encoded events."""
+
+    def checksum(data):
+        return masked_checksums(np.frombuffer(data, np.uint8), np.array([0]), np.array([len(data)])).tobytes()
+
+    scalars = [scalar(step).SerializeToString() for step in (1, 3)]
+    with (folder / "events.out.tfevents.1.host.1").open("wb") as file:
+        for data in (scalars[0], *events, scalars[1]):
+            length = struct.pack("<Q", len(data))
+            file.write(length + checksum(length) + data + checksum(data))
+    return folder
+
+
+def scalar(step, wall_time=T0, tag="loss"):
+    event = Event(wall_time=wall_time, step=step)
+    event.summary.value.append(Value(tag=tag, simple_value=step).SerializeToString())
+    return event
+
+
+def plugin_value(name, **fields):
+    value = Value(tag="abcd", **fields)
+    value.metadata.plugin_data.plugin_name = name
+    event = Event(wall_time=T0, step=2)
+    event.summary.value.append(value.SerializeToString())
+    return event
+
+
+def test_damaged_hyperparameters_cost_nothing_else(read_only, tmp_path):
+    metadata = {"plugin_data": {"plugin_name": "hparams", "content": b"\xff\xff"}}
+    event = Event(wall_time=T0, step=2)
+    event.summary.value.append(Value(tag="hp", metadata=metadata).SerializeToString())
+    counts, missing = read_only(event_file(tmp_path, event.SerializeToString()), status=1)
+    assert (counts["points"], missing) == (2, {"damaged values in event files": 1})
+
+
+@pytest.mark.parametrize(
+    ("event", "points", "lines"),
+    [
+        (Event(wall_time=T0, log_message={"message": "abcd"}), 2, 1),
+        (scalar(2, tag="abcd"), 3, 0),
+        (plugin_value("text", tensor={"string_val": [b"text"]}), 2, 0),
+        (plugin_value("abcd", tensor={"dtype": 1}), 2, 0),
+    ],
+)
+def test_texts_of_event_files_may_be_invalid(read_only, tmp_path, event, points, lines):
+    damaged = event.SerializeToString().replace(b"abcd", b"\xff\xfe\xfd\xfc")
+    counts, _ = read_only(event_file(tmp_path, damaged))
+    assert (counts["points"], counts["log lines"]) == (points, lines)
+
+
+def test_a_record_that_cannot_be_encoded_costs_no_others():
+    sender, tally = Requests(), Tally()
+    requests = RunRequests(sender, tally)
+    requests.start("p", "r", started=1)
+    requests.event(RecordedEvent("tensormeter.image", 1, {}, {"tensormeter.step": 1}))
+    requests.event(RecordedEvent("impossible", 1 << 64, {}))
+    requests.item("text", "a", 1 << 70, 1 << 70, text="x")
+    requests.finish("finished", 2)
+    assert [items for _, _, items in sender.requests] == [3]
+    assert tally.left_out == {"records that cannot be encoded": 2}
+
+
+@pytest.mark.parametrize("counts", [[1e300, 1], [float("inf"), 1], [float("nan"), 1], [[1], [2]]])
+def test_histograms_with_impossible_counts_are_left_out(counts):
+    tally = Tally()
+    requests = RunRequests(Requests(), tally)
+    requests.start("p", "r", started=1)
+    requests.histogram("h", 1, 1, [0, 1, 2], counts)
+    assert tally.left_out == {"histograms with invalid buckets": 1}
+
+
+def test_points_of_invalid_times_are_placed_at_the_first_nanoseconds():
+    """A server would refuse times before the epoch, and the other points of the request with them."""
+    requests = RunRequests(Requests(), Tally())
+    requests.start("p", "r", started=1)
+    assert requests.place(np.array([1, 2, 3]), np.array([-5, 0, 7])).tolist() == [1, 2, 7]
