@@ -5,6 +5,7 @@ import os
 import struct
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
@@ -12,6 +13,8 @@ from support.import_server import counted, left_out
 from support.record_logs import record_log
 from tensormeter.cli.import_ import import_
 from tensormeter.importers.run_requests import RunRequests
+from tensormeter.importers.table.cells import numbers_of, times_of
+from tensormeter.importers.table.files import read_blocks
 from tensormeter.importers.tally import Tally
 from tensormeter.importers.tensorboard.checksums import masked_checksums
 from tensormeter.importers.tensorboard.messages import Event, Value
@@ -185,3 +188,64 @@ def test_points_of_invalid_times_are_placed_at_the_first_nanoseconds():
     requests = RunRequests(Requests(), Tally())
     requests.start("p", "r", started=1)
     assert requests.place(np.array([1, 2, 3]), np.array([-5, 0, 7])).tolist() == [1, 2, 7]
+
+
+POINT = {
+    "project": "p", "run": "r", "process": "1", "rank": 0, "attempt": 1, "metric": "m", "attributes": {}, "step": 1,
+    "time": T0 * 10**9, "value": 1.0,
+}  # fmt: skip
+DISTRIBUTION = POINT | {"value": None, "counts": [1, 2], "bounds": [0.5]}
+
+
+@pytest.mark.parametrize(
+    ("row", "points", "expected"),
+    [
+        ({name: POINT[name] for name in POINT if name != "step"}, 2, {}),
+        (DISTRIBUTION, 2, {}),
+        (DISTRIBUTION | {"bounds": ["a"]}, 1, {"distributions without buckets": 1}),
+        (DISTRIBUTION | {"counts": [1, None]}, 1, {"distributions without buckets": 1}),
+        (POINT | {"time": -5}, 1, {"rows without a time": 1}),
+        (POINT | {"time": 1e300}, 1, {"rows without a time": 1}),
+        (POINT | {"rank": "\N{SUPERSCRIPT TWO}", "attempt": "9" * 30}, 2, {}),
+        (POINT | {"value": 10**400}, 1, {"rows without a value": 1}),
+    ],
+)
+def test_rows_of_an_exported_table_may_be_damaged(read_only, tmp_path, row, points, expected):
+    """The row is in another block than the sound ones."""
+    path = tmp_path / "table.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in [POINT] * 1000 + [row]))
+    counts, missing = read_only(path)
+    assert (counts["points"] - 999, missing) == (points, expected)
+
+
+@pytest.mark.parametrize("row", [{"step": 1, "x": 10**400}, {"step": 10**400, "x": 1}, {}])
+def test_rows_of_a_table_may_be_damaged(read_only, tmp_path, row):
+    path = tmp_path / "table.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in [{"step": 0, "x": 1}, row]))
+    counts, missing = read_only(path)
+    assert (counts["points"], sum(missing.values())) == (1, bool(row))
+
+
+def test_rows_with_many_different_names_take_no_more_time(tmp_path):
+    path = tmp_path / "table.jsonl"
+    path.write_text("".join(json.dumps({f"{row}-{n}": n for n in range(100)}) + "\n" for row in range(300)))
+    blocks = list(read_blocks(path, Tally(), lambda size: None))
+    assert sum(map(len, blocks)) == 30_000
+    assert max(len(block) * len(next(iter(block.values()))) for block in blocks) < 100_000
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (["9007199254740993", "NA"], [9007199254740993, 0]),
+        (pa.array([2**60 + 1, 1], pa.uint64()), [2**60 + 1, 1]),
+    ],
+)
+def test_integers_stay_integers(cells, expected):
+    values, _, _, _ = numbers_of(cells)
+    assert values.tolist() == expected
+
+
+def test_nanoseconds_of_texts_are_kept():
+    times, _ = times_of(["2025-01-01T00:00:00.123456789Z", "2025-01-01 00:00:00.1234567", "2025-01-01"], 0)
+    assert (times - 1_735_689_600_000_000_000).tolist() == [123_456_789, 123_456_700, 0]

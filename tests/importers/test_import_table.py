@@ -97,6 +97,51 @@ def test_a_table_without_steps_uses_row_numbers(server, run_import, tmp_path):
     assert left_out(result) == {"cells of text": 1}
 
 
+@pytest.mark.parametrize("column", ["loss", "_runtime"])
+def test_rows_that_were_appended_to_a_file_without_times_are_added(server, run_import, tmp_path, column):
+    path = tmp_path / f"grown{column}.csv"
+    rows = ["1", "2", "3"]
+    for count, modified in ((2, 1_750_000_000), (3, 1_750_000_100)):
+        path.write_text("\n".join([column + ",x", *(f"{row},{row}" for row in rows[:count])]) + "\n")
+        os.utime(path, (modified, modified))
+        run_import(path, "--project", path.stem)
+    (series,) = server.contents(path.stem)[path.stem]["series"]["x"]
+    assert (series["step"], series["value"]) == ([0, 1, 2], [1, 2, 3])
+
+
+def test_a_name_is_for_one_run(run_import, tmp_path):
+    path = tmp_path / "named.csv"
+    path.write_text("run,step,loss\na,0,1\nb,0,2\n")
+    assert "--name is for one run" in run_import(path, "--project", "named", "--name", "x", status=1).output
+
+
+def test_large_integers_next_to_floats_are_exact(server, run_import, tmp_path, save):
+    point = {
+        "project": "exact",
+        "run": f"run-{save.format}",
+        "process": "1",
+        "rank": 0,
+        "attempt": 1,
+        "attributes": "{}",
+    }
+    values = {"tokens": [2**60 + 1, 2**60 + 3], "loss": [0.5, 0.25], "mixed": [2**53 + 1, 0.5]}
+    rows = [
+        point | {"metric": metric, "step": step, "time": (T0 + step) * 10**9, "value": value}
+        for metric, of_metric in values.items()
+        for step, value in enumerate(of_metric)
+    ]
+    table = pd.DataFrame(rows, dtype=object).astype({"rank": int, "attempt": int, "step": int, "time": int})
+    if save.format == "parquet":
+        table["integer"] = pd.array([value if isinstance(value, int) else None for value in table["value"]], "Int64")
+        table["value"] = table["value"].astype(float)
+    run_import(save(table, "exact"))
+    run = server.contents("exact")[f"run-{save.format}"]
+    assert {metric: run["series"][metric][0]["value"] for metric in ("tokens", "loss")} == {
+        metric: values[metric] for metric in ("tokens", "loss")
+    }
+    assert sorted(value for series in run["series"]["mixed"] for value in series["value"]) == [0.5, 2**53 + 1]
+
+
 def test_rows_that_do_not_fit_are_counted(server, run_import, tmp_path):
     path = tmp_path / "odd.csv"
     path.write_text("step,loss\n0,1\n1\n2,3,4\nx,5\n1.5,6\n4,7\n")

@@ -1,6 +1,7 @@
 """Cells of a column, from text, JSON or Arrow, as arrays."""
 
 import math
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
@@ -8,15 +9,22 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tensormeter.importers.run_requests import Numbers
+from tensormeter.importers.run_requests import MOST_INTEGER, Numbers
 
-__all__ = ["Cells", "Labels", "labels_of", "numbers_of", "times_of"]
+__all__ = ["Cells", "Labels", "integers_of", "labels_of", "numbers_of", "times_of"]
 
 Cells = Any
 """Cells of one column in a block: texts or JSON values, or an array of pyarrow."""
 
 _INTEGER: Final = str.maketrans("", "", "0123456789-")
 _MISSING: Final = frozenset({"", "null", "None", "NULL", "NA", "N/A"})
+_NANOSECONDS: Final = re.compile(r"[.,]\d{6}(\d{1,3})", re.ASCII)
+"""Digits of a time after those that `datetime` reads."""
+
+_WHOLE: Final = re.compile(r"-?\d{1,19}", re.ASCII)
+_LARGEST: Final = 1 << 1023
+"""An integer that a float can represent."""
+
 _SCALES: Final = ((1e17, 1), (1e14, 1_000), (1e11, 1_000_000), (1e8, 1_000_000_000))
 """Nanoseconds per unit of a time, by the least number that is taken for a time in that unit."""
 
@@ -26,6 +34,10 @@ class Labels(NamedTuple):
 
     texts: list[str]
     codes: NDArray[np.int64]
+
+    def text(self, row: int) -> str:
+        """Return the text of a row."""
+        return self.texts[int(self.codes[row])]
 
 
 def numbers_of(cells: Cells) -> tuple[Numbers, NDArray[np.bool_], str, int]:
@@ -43,8 +55,8 @@ def numbers_of(cells: Cells) -> tuple[Numbers, NDArray[np.bool_], str, int]:
 
 
 def _text_numbers(cells: Sequence[str]) -> tuple[Numbers, NDArray[np.bool_], str, int]:
-    present: NDArray[np.bool_] = np.array([cell != "" for cell in cells], bool)
-    texts = cells if present.all() else [cell for cell in cells if cell]
+    present: NDArray[np.bool_] = np.array([cell not in _MISSING for cell in cells], bool)
+    texts = cells if present.all() else [cell for cell in cells if cell not in _MISSING]
     others = 0
     found: Numbers
     try:
@@ -94,7 +106,7 @@ def _json_numbers(cells: Sequence[Any]) -> tuple[Numbers, NDArray[np.bool_], str
 def _json_number(cell: Any) -> int | float | None:
     if isinstance(cell, bool):
         return int(cell)
-    if isinstance(cell, int | float):
+    if isinstance(cell, float) or (isinstance(cell, int) and abs(cell) < _LARGEST):
         return cell
     return {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}.get(cell) if isinstance(cell, str) else None
 
@@ -114,8 +126,23 @@ def _arrow_numbers(cells: Any) -> tuple[Numbers, NDArray[np.bool_], str, int]:
     values = (
         cells.fill_null(0).to_numpy(zero_copy_only=False) if cells.null_count else cells.to_numpy(zero_copy_only=False)
     )
-    is_integer = values.dtype.kind in "iu" and values.dtype != np.uint64
+    is_integer = values.dtype.kind in "iu" and (values.dtype != np.uint64 or values.max(initial=0) <= MOST_INTEGER)
     return values.astype(np.int64 if is_integer else np.float64, copy=False), present, "", 0
+
+
+def integers_of(cells: Cells) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the integers of 64 bits in a column, int64, shape (n,), with 0 for other cells, and which rows have one."""
+    if hasattr(cells, "type"):
+        values, present, _, _ = numbers_of(cells)
+        return values.astype(np.int64), present & (values.dtype.kind == "i")
+    integers = [_integer(cell) for cell in cells]
+    is_integer: NDArray[np.bool_] = np.array([number is not None for number in integers], bool)
+    return np.array([number or 0 for number in integers], np.int64), is_integer
+
+
+def _integer(cell: Any) -> int | None:
+    number = int(cell) if isinstance(cell, str) and _WHOLE.fullmatch(cell) else cell
+    return number if type(number) is int and abs(number) <= MOST_INTEGER else None
 
 
 def labels_of(cells: Cells) -> Labels:
@@ -163,9 +190,11 @@ def times_of(cells: Cells, base: int) -> tuple[NDArray[np.int64], NDArray[np.boo
         largest = float(np.abs(values[present].astype(np.float64)).max(initial=0))
     scale = next((scale for least, scale in _SCALES if largest >= least), 0)
     if values.dtype.kind == "i" and scale:
-        return values.astype(np.int64) * scale, present
-    seconds = np.where(present, values, 0).astype(np.float64)
-    return np.round(seconds * (scale or 1e9)).astype(np.int64) + (0 if scale else base), present
+        present = present & (np.abs(values) <= MOST_INTEGER // scale)
+        return np.where(present, values, 0).astype(np.int64) * scale, present
+    moments = np.where(present, values, 0).astype(np.float64) * (scale or 1e9)
+    present = present & (np.abs(moments) < MOST_INTEGER)
+    return np.round(np.where(present, moments, 0)).astype(np.int64) + (0 if scale else base), present
 
 
 def _iso(cell: Any) -> int | None:
@@ -176,4 +205,6 @@ def _iso(cell: Any) -> int | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     since = moment - datetime(1970, 1, 1, tzinfo=UTC)
-    return (since.days * 86_400 + since.seconds) * 1_000_000_000 + since.microseconds * 1_000
+    digits = _NANOSECONDS.search(str(cell))
+    nanoseconds = 0 if digits is None else int(digits[1].ljust(3, "0"))
+    return (since.days * 86_400 + since.seconds) * 1_000_000_000 + since.microseconds * 1_000 + nanoseconds

@@ -23,7 +23,7 @@ Block = Mapping[str, Cells]
 SUFFIXES: Final = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
 
 _MOST_CELLS: Final = 50_000
-_MOST_COLUMNS: Final = 100_000
+_MOST_ROWS: Final = 1000
 _LONGEST_CELL: Final = 1 << 24
 _LONGEST_LINE: Final = 64 << 20
 
@@ -106,19 +106,24 @@ def _json_rows(path: Path, tally: Tally, advance: Callable[[int], None]) -> Iter
                 row = parse_document(line)
             except EncodingError:
                 row = None
-            if isinstance(row, Mapping):
+            if not isinstance(row, Mapping):
+                tally.leave_out("lines that are not JSON objects")
+            elif row:
                 yield flatten({str(key): value for key, value in row.items() if key != "attributes"}) | (
                     {"attributes": json.dumps(row["attributes"])} if "attributes" in row else {}
                 )
-            else:
-                tally.leave_out("lines that are not JSON objects")
 
 
 def _json_blocks(path: Path, tally: Tally, advance: Callable[[int], None]) -> Iterator[Block]:
-    rows = _json_rows(path, tally, advance)
-    while block := list(itertools.islice(rows, 1000)):
-        names = dict.fromkeys(itertools.chain.from_iterable(block))
-        yield {name: [row.get(name) for row in block] for name in itertools.islice(names, _MOST_COLUMNS)}
+    rows: list[dict[str, Any]] = []
+    names: dict[str, None] = {}
+    for row in itertools.chain(_json_rows(path, tally, advance), (None,)):
+        if row is not None:
+            rows.append(row)
+            names |= dict.fromkeys(row)
+        if rows and (row is None or len(rows) >= _MOST_ROWS or len(rows) * len(names) >= _MOST_CELLS):
+            yield {name: [row.get(name) for row in rows] for name in names}
+            rows, names = [], {}
 
 
 def _parquet(path: Path) -> Any:

@@ -1,5 +1,6 @@
 """Long tables, which `tensormeter export` writes: a row for each point or distribution."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from tensormeter.errors import EncodingError
 from tensormeter.importers.registry import ImportContext, SourceError
 from tensormeter.importers.run_requests import Numbers, RunRequests
-from tensormeter.importers.table.cells import labels_of, numbers_of, times_of
+from tensormeter.importers.table.cells import integers_of, labels_of, numbers_of, times_of
 from tensormeter.importers.table.files import Block, read_blocks
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.otlp.document import parse_document
@@ -21,6 +22,7 @@ __all__ = ["send_long"]
 _PROCESS: Final = ("project", "run", "process", "rank", "attempt")
 _SERIES: Final = (*_PROCESS, "metric", "attributes", "unit")
 _MOST_PROCESSES: Final = 10_000
+_COUNT: Final = re.compile(r"\d{1,9}", re.ASCII)
 _FORMULAS: Final = ("'=", "'+", "'-", "'@", "'\t", "'\r")
 """Beginnings of names that the export has protected from spreadsheets with a quotation mark."""
 
@@ -56,8 +58,9 @@ class _Table:
 
     def add(self, block: Block) -> None:
         """Add a block of rows."""
+        count = len(next(iter(block.values())))
+        block = {**{name: [None] * count for name in ("step", "time", "value")}, **block}
         labels = [labels_of(block[name]) if name in block else None for name in _SERIES]
-        count = len(block["value"])
         groups: NDArray[np.int64] = np.zeros(count, np.int64)
         for label in labels:
             if label is not None:
@@ -65,21 +68,25 @@ class _Table:
                 _, groups = np.unique(groups, return_inverse=True)
         steps, has_step, _, _ = numbers_of(block["step"])
         times, has_time = times_of(block["time"], 0)
+        has_time &= times > 0
         self._context.tally.leave_out("rows without a time", count - int(has_time.sum()))
-        values, has_value = _values(block)
+        values, has_value, _, _ = numbers_of(block["value"])
+        integers, is_integer = integers_of(block["integer" if "integer" in block else "value"])
         for group in range(int(groups.max(initial=-1)) + 1):
             rows = np.flatnonzero((groups == group) & has_time)
             if not len(rows):
                 continue
-            key = tuple("" if label is None else _name(label.texts[label.codes[rows[0]]]) for label in labels)
+            key = tuple("" if label is None else _name(label.text(rows[0])) for label in labels)
             process = self._process(key[: len(_PROCESS)], int(times[rows[0]]))
             process.last_time = max(process.last_time, int(times[rows].max()))
             series = _Series(process.requests, key[5], _attributes(key[6]), key[7])
             for part, stepped in ((rows[has_step[rows]], True), (rows[~has_step[rows]], False)):
-                points = part[has_value[part]]
-                if len(points):
-                    series.points(steps[points].astype(np.int64) if stepped else None, times[points], values[points])
-                others = part[~has_value[part]]
+                whole = is_integer[part]  # floats beside them would round integers beyond 2^53
+                for numbers, points in ((integers, part[whole]), (values, part[~whole & has_value[part]])):
+                    if len(points):
+                        placed = steps[points].astype(np.int64) if stepped else None
+                        series.points(placed, times[points], numbers[points])
+                others = part[~whole & ~has_value[part]]
                 if len(others):
                     self._distributions(series, block, others, steps if stepped else None, times)
 
@@ -95,6 +102,8 @@ class _Table:
         if len(self._processes) >= _MOST_PROCESSES:
             raise SourceError(f"{self._path}: has more than {_MOST_PROCESSES:,} processes; split the file")
         project, run, instance, rank, attempt = key
+        if self._context.options.name and not self._runs <= {(project, run)}:
+            raise SourceError(f"{self._path}: --name is for one run, but the table has several; leave it out")
         process = self._processes[key] = _Process(self._context.run(), time)
         process.requests.start(
             self._context.project(project),
@@ -102,8 +111,8 @@ class _Table:
             self._context.name(run),
             started=time,
             resource={"tensormeter.imported_from": "table"},
-            rank=int(rank) if rank.isdigit() else None,
-            attempt=int(attempt) if attempt.isdigit() else 1,
+            rank=int(rank) if _COUNT.fullmatch(rank) else None,
+            attempt=int(attempt) if _COUNT.fullmatch(attempt) else 1,
             process=instance,
             counted=(project, run) not in self._runs,
         )
@@ -163,16 +172,6 @@ class _Series:
         )
 
 
-def _values(block: Block) -> tuple[Numbers, NDArray[np.bool_]]:
-    """Return the values of the rows. If the table has a column with exact integers, these are used where all rows have one."""
-    values, present, _, _ = numbers_of(block["value"])
-    if "integer" in block:
-        integers, is_integer, _, _ = numbers_of(block["integer"])
-        if is_integer[present].all():
-            return integers, present
-    return values, present
-
-
 def _attributes(text: str) -> dict[str, Any]:
     try:
         document = parse_document(text) if text else {}
@@ -195,12 +194,13 @@ def _list(cell: Any) -> list[float]:
             value = parse_document(value)
         except EncodingError:
             return []
-    return [float(number) for number in value] if isinstance(value, list) else []
+    numbers = [_number(number) for number in value] if isinstance(value, list) else []
+    return [] if None in numbers else numbers  # type: ignore[return-value]
 
 
 def _number(cell: Any) -> float | None:
     value = cell.as_py() if hasattr(cell, "as_py") else cell
     try:
         return None if value in (None, "") else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None

@@ -62,12 +62,9 @@ class _Table:
         if not self._identity:
             self._identity = f"{self._path.name}\0" + "\0".join(f"{name}={cells[0]}" for name, cells in block.items())
         steps, has_step = self._steps(block, numbers)
-        times, has_time = (
-            times_of(block[layout.time], self._base)
-            if layout.time in block
-            else (self._base + numbers * _MILLISECOND, np.ones(count, bool))
-        )
-        times = np.where(has_time & (times > 0), times, self._base + numbers * _MILLISECOND)
+        if not self._runs and has_step.any():
+            self._restore_base(block, numbers, int(has_step.argmax()))
+        times = self._times(block, numbers, self._base)
         tally.leave_out("rows without a step", count - int(has_step.sum()))
         if layout.run in block:
             labels = labels_of(block[layout.run])
@@ -109,19 +106,48 @@ class _Table:
             values = np.where(present, values, 0)
         return values.astype(np.int64), present
 
+    def _times(self, block: Block, numbers: NDArray[np.int64], base: int) -> NDArray[np.int64]:
+        instead = base + numbers * _MILLISECOND
+        if self._layout.time not in block:
+            return instead
+        times, has_time = times_of(block[self._layout.time], base)
+        return np.where(has_time & (times > 0), times, instead)
+
+    def _restore_base(self, block: Block, numbers: NDArray[np.int64], row: int) -> None:
+        """Use the times of an earlier import, because the time of the file changes when rows are appended.
+
+        Args:
+            block: Block with the first row of a run.
+            numbers: Numbers of the rows in the table.
+            row: Index of that row.
+        """
+        api, context = self._context.api, self._context
+        first, later = (int(self._times(block, numbers, base)[row]) for base in (self._base, self._base + 1))
+        if api is None or first == later:  # the times do not depend on the base
+            return
+        text = labels_of(block[self._layout.run]).text(row) if self._layout.run in block else ""
+        wanted = f'id = "{self._run_id(text)}" and (archived = true or archived = false)'
+        runs = api.get("runs", project=context.project(), filter=wanted, fields="", limit=1)["runs"]
+        if runs:
+            self._base += int(runs[0]["started"]) - first
+
+    def _run_id(self, text: str) -> str:
+        digest = hashlib.sha256(f"{self._identity}\0{text}".encode("utf-8", "replace")).hexdigest()[:8]
+        readable = re.sub(r"[^A-Za-z0-9._-]+", "-", text or self._path.stem).strip("-._")[:80]
+        return f"{readable}-{digest}".lstrip("-")
+
     def _run(self, text: str, time: int) -> _Run:
         run = self._runs.get(text)
         if run is None:
+            if self._runs and self._context.options.name:
+                raise SourceError(f"{self._path}: --name is for one run, but the table has several; leave it out")
             if len(self._runs) >= _MOST_RUNS:
                 raise SourceError(f"{self._path}: has more than {_MOST_RUNS:,} runs; choose another --run-column")
             run = self._runs[text] = _Run(self._context.run(), time)
-            name = text or self._path.stem
-            digest = hashlib.sha256(f"{self._identity}\0{text}".encode("utf-8", "replace")).hexdigest()[:8]
-            readable = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:80]
             run.requests.start(
                 self._context.project(),
-                f"{readable}-{digest}".lstrip("-"),
-                text or self._context.name(name),
+                self._run_id(text),
+                self._context.name(text or self._path.stem),
                 started=time,
                 resource={"tensormeter.imported_from": "table"},
             )
