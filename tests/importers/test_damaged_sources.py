@@ -2,7 +2,9 @@
 
 import json
 import os
+import sqlite3
 import struct
+from contextlib import closing
 
 import numpy as np
 import pyarrow as pa
@@ -11,13 +13,19 @@ from click.testing import CliRunner
 
 from support.import_server import counted, left_out
 from support.record_logs import record_log
+from tensormeter.archive.layout import references_in
+from tensormeter.cli import import_ as import_command
 from tensormeter.cli.import_ import import_
+from tensormeter.conventions.semconv import RUN_ID
+from tensormeter.importers.registry import Options
 from tensormeter.importers.run_requests import RunRequests
+from tensormeter.importers.table import TableFile
 from tensormeter.importers.table.cells import numbers_of, times_of
 from tensormeter.importers.table.files import read_blocks
 from tensormeter.importers.tally import Tally
 from tensormeter.importers.tensorboard.checksums import masked_checksums
 from tensormeter.importers.tensorboard.messages import Event, Value
+from tensormeter.importers.wandb import find as find_wandb
 from tensormeter.importers.wandb.messages import HistoryItem, Record
 from tensormeter.importers.wandb.output import ConsoleOutput
 from tensormeter.otlp.batch import Event as RecordedEvent
@@ -168,10 +176,10 @@ def test_a_record_that_cannot_be_encoded_costs_no_others():
     requests.start("p", "r", started=1)
     requests.event(RecordedEvent("tensormeter.image", 1, {}, {"tensormeter.step": 1}))
     requests.event(RecordedEvent("impossible", 1 << 64, {}))
-    requests.item("text", "a", 1 << 70, 1 << 70, text="x")
+    requests.item("text", "a", 1 << 70, 1, text="x")
     requests.finish("finished", 2)
     assert [items for _, _, items in sender.requests] == [3]
-    assert tally.left_out == {"records that cannot be encoded": 2}
+    assert tally.left_out == {"records that cannot be encoded": 1, "text items that are invalid": 1}
 
 
 @pytest.mark.parametrize("counts", [[1e300, 1], [float("inf"), 1], [float("nan"), 1], [[1], [2]]])
@@ -249,3 +257,129 @@ def test_integers_stay_integers(cells, expected):
 def test_nanoseconds_of_texts_are_kept():
     times, _ = times_of(["2025-01-01T00:00:00.123456789Z", "2025-01-01 00:00:00.1234567", "2025-01-01"], 0)
     assert (times - 1_735_689_600_000_000_000).tolist() == [123_456_789, 123_456_700, 0]
+
+
+PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 30
+BILLIONS = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'x'] * 9)}]\n" for n in range(12))
+
+
+@pytest.fixture
+def mlruns(tmp_path):
+    """A store with two runs, which tensormeter's destination has written."""
+    store = tmp_path / "mlruns"
+    for run_id in ("first", "second"):
+        run = store / "0" / run_id
+        for folder in ("metrics", "tags", "artifacts"):
+            (run / folder).mkdir(parents=True)
+        meta = f"run_id: {run_id}\nstart_time: {T0}000\nlifecycle_stage: active\nstatus: 3\n"
+        (run / "meta.yaml").write_text(meta)
+        (run / "metrics" / "loss").write_text(f"{T0}000 1.5 0\n")
+        (run / "tags" / RUN_ID).write_text(run_id)
+    (store / "0" / "meta.yaml").write_text("experiment_id: '0'\nlifecycle_stage: active\nname: p\n")
+    return store
+
+
+def test_a_folder_of_artifacts_outside_the_store_costs_nothing_else(read_only, mlruns, tmp_path):
+    artifacts = mlruns / "0" / "first" / "artifacts"
+    artifacts.rmdir()
+    artifacts.symlink_to(tmp_path)
+    counts, _ = read_only(mlruns, status=1)
+    assert (counts["runs"], counts["points"]) == (2, 2)
+
+
+@pytest.mark.parametrize("field", ["run_name", "status", "artifact_uri"])
+def test_a_description_with_aliases_does_not_expand(read_only, mlruns, field):
+    with (mlruns / "0" / "first" / "meta.yaml").open("a") as file:
+        file.write(f"{BILLIONS}{field}: *a11\n")
+    assert read_only(mlruns)[0]["runs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "status"),
+    [
+        ("images/key-5/1-2.png", PNG, 0),
+        ("images/key-9999999999999999999.png", PNG, 0),
+        (f"images/key+step+1+timestamp+{'9' * 15}+{'0' * 36}.png", PNG, 1),
+        ("alerts/a1.json", b'{"title": "a", "text": "b", "level": "INFO", "time": 1e999, "step": 1}', 0),
+        ("alerts/a1.json", b'{"title": "a", "text": "b", "level": "INFO", "time": 1e30, "step": 1}', 1),
+    ],
+)
+def test_artifacts_with_impossible_names_cost_nothing_else(read_only, mlruns, path, content, status):
+    place = mlruns / "0" / "first" / "artifacts" / path
+    place.parent.mkdir(parents=True)
+    place.write_bytes(content)
+    counts, _ = read_only(mlruns, status=status)
+    assert (counts["runs"], counts["points"], counts["media"]) == (2, 2, path.startswith("images/key-"))
+
+
+@pytest.fixture
+def trackio_database(tmp_path):
+    """Creates a database with a sound row and another one, and with an artifact."""
+
+    def create(step, values, version=1):
+        path = tmp_path / "p.db"
+        with closing(sqlite3.connect(path)) as connection, connection:
+            time = "2025-01-01T00:00:00+00:00"
+            connection.execute(
+                "CREATE TABLE metrics (id INTEGER PRIMARY KEY, timestamp, run_id, run_name, step, metrics)"
+            )
+            for row in ((0, {"x": 1}), (step, values)):
+                connection.execute(
+                    "INSERT INTO metrics (timestamp, run_id, run_name, step, metrics) VALUES (?, 'r', 'r', ?, ?)",
+                    (time, row[0], json.dumps(row[1])),
+                )
+            connection.execute("CREATE TABLE artifacts (id, name, type)")
+            connection.execute("INSERT INTO artifacts VALUES (1, 'a', 'model')")
+            columns = "id, artifact_id, version, manifest, size_bytes, producer_run_id, created_at"
+            connection.execute(f"CREATE TABLE artifact_versions ({columns})")
+            connection.execute(
+                "INSERT INTO artifact_versions VALUES (1, 1, ?, '[]', ?, 'r', ?)", (version, version, time)
+            )
+            connection.execute("CREATE TABLE artifact_aliases (alias, artifact_version_id)")
+        return path
+
+    return create
+
+
+@pytest.mark.parametrize(
+    ("step", "values", "version", "points", "kind"),
+    [
+        (1, {"x": 10**400, "y": 2}, 1, 2, "values of unknown types"),
+        (None, {"x": 2}, 1, 1, "damaged rows"),
+        (1, {"x": 2}, "12 kB", 2, None),
+        (1, {"t": {"_type": "trackio.table", "_value": [{"a": {"_type": "trackio.image"}}] * 300}}, 1, 1, "tables"),
+    ],
+)
+def test_values_of_trackio_may_be_damaged(read_only, trackio_database, step, values, version, points, kind):
+    counts, missing = read_only(trackio_database(step, values, version))
+    assert counts["points"] == points
+    assert kind is None or any(found.startswith(kind) for found in missing)
+
+
+def test_a_body_that_looks_like_a_reference_is_not_one():
+    assert references_in({"digest": "0" * 64, "content_type": ["image/png"]}) == []
+
+
+def test_the_attempt_of_a_wandb_run_does_not_depend_on_the_working_folder(tmp_path, monkeypatch):
+    for time in ("20250101_000000", "20250102_000000"):
+        (tmp_path / f"run-{time}-p").mkdir()
+        wandb_file(tmp_path / f"run-{time}-p")
+    assert [run.attempt for run in find_wandb(os.fspath(tmp_path), Options())] == [1, 2]
+    monkeypatch.chdir(tmp_path / "run-20250102_000000-p")
+    assert [run.attempt for run in find_wandb("run-p.wandb", Options())] == [2]
+
+
+def test_a_source_that_cannot_be_read_does_not_end_the_import(tmp_path, monkeypatch):
+    class Unreadable:
+        label, size = "unreadable", 0
+
+        def send(self, context):
+            raise KeyError("column")
+
+    (tmp_path / "table.csv").write_text("step,loss\n0,1\n")
+    table = TableFile(tmp_path / "table.csv")
+    monkeypatch.setattr(import_command, "find_sources", lambda *arguments: ("table", [Unreadable(), table]))
+    result = CliRunner().invoke(import_, [os.fspath(tmp_path), "--dry-run"], env={"COLUMNS": "200"})
+    assert result.exit_code == 1
+    assert "unreadable: damaged; left out the rest of it (KeyError: 'column')" in result.output
+    assert counted(result)["points"] == 1

@@ -199,8 +199,10 @@ def test_interrupted_export_continues(archive: Path, source: Server, tmp_path: P
     assert not (tmp_path / "again").exists()
     with (tmp_path / "again.partial" / "progress.jsonl").open("a") as file:
         file.write('{"document": {"id')  # cut by a power failure
+    (tmp_path / "again.partial" / "media" / ".image.png.part").write_bytes(b"")
     assert write(source, tmp_path / "again").resumed == 2
     assert tables_of(tmp_path / "again") == tables_of(archive)
+    assert not [*(tmp_path / "again" / "media").glob(".*")]
     assert [path.name for path in tmp_path.iterdir()] == ["again"]
 
 

@@ -186,6 +186,14 @@ def test_damaged_runs_and_points_of_a_server_are_skipped_and_counted(odd_server)
     assert (tally.left_out["damaged points"], tally.left_out["damaged runs"]) == (3, 2)
 
 
+def test_a_server_that_repeats_its_page_does_not_keep_the_import(odd_server):
+    address, answers, seen = odd_server
+    page = {"experiments": [{"experiment_id": "1"}, 7], "runs": 7, "next_page_token": "again"}
+    answers.append((200, json.dumps(page).encode()))
+    assert read_all(address).runs == 0
+    assert len(seen) < 20
+
+
 def test_responses_beyond_the_limit_are_not_read_to_the_end(odd_server):
     address, answers, _ = odd_server
     answers += [(200, b"{}"), (200, b"x" * 5_000_000)]

@@ -141,7 +141,8 @@ def references_in(body: Any) -> list[dict[str, Any]]:
         value = waiting.pop()
         if isinstance(value, dict):
             digest, content_type = value.get("digest"), value.get("content_type")
-            if isinstance(digest, str) and _DIGEST.fullmatch(digest) and content_type in _EXTENSIONS:
+            is_reference = isinstance(digest, str) and _DIGEST.fullmatch(digest)
+            if is_reference and isinstance(content_type, str) and content_type in _EXTENSIONS:
                 found.append(value)
             waiting += value.values()
         elif isinstance(value, list):

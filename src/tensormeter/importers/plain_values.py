@@ -3,13 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from tensormeter.conventions.limits import CONFIG_BYTES
 from tensormeter.otlp.batch import Value
 
 __all__ = ["plain_document", "plain_value"]
 
 _DEEPEST: Final = 32
-_LONGEST: Final = 100_000
-"""Maximum number of entries of a list or mapping, and of characters of the text that replaces a value."""
+_LONGEST: Final = CONFIG_BYTES
+"""Maximum number of entries of a list or mapping, and of characters of the text that replaces a value.
+
+Longer ones would not fit into a configuration anyway, which counts them.
+"""
 
 
 def plain_document(values: Mapping[Any, Any]) -> dict[str, Value]:

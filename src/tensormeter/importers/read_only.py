@@ -1,6 +1,7 @@
 """Read-only access to the SQLite databases of other trackers, whose contents are not trusted."""
 
 import sqlite3
+from collections.abc import Collection, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -8,7 +9,7 @@ from urllib.parse import quote
 
 from tensormeter.importers.registry import SourceError
 
-__all__ = ["columns_of", "is_database", "open_read_only"]
+__all__ = ["columns_of", "has_tables", "open_read_only"]
 
 _MAGIC: Final = b"SQLite format 3\0"
 _VERSIONS: Final = slice(18, 20)
@@ -18,12 +19,21 @@ _LONGEST_VALUE: Final = 64 << 20
 _LONGEST_STATEMENT: Final = 1 << 20
 
 
-def is_database(path: Path) -> bool:
-    """Return whether a file begins as an SQLite database does."""
+def has_tables(path: Path, tables: Mapping[str, Collection[str]]) -> bool:
+    """Return whether a file is a readable SQLite database with some tables.
+
+    Args:
+        path: Path of the file.
+        tables: Names of columns by table. A table may have further columns.
+    """
     try:
         with path.open("rb") as file:
-            return file.read(len(_MAGIC)) == _MAGIC
-    except OSError:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                return False
+        with closing(open_read_only(path)) as connection:
+            found = {table: columns_of(connection, table) for table in tables}
+        return all(found[table] and found[table].issuperset(columns) for table, columns in tables.items())
+    except (OSError, SourceError, sqlite3.Error):
         return False
 
 

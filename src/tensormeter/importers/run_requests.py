@@ -319,6 +319,8 @@ class RunRequests:
             self._tally.leave_out(f"{kind} items with keys longer than {_LONGEST_NAME:,} characters")
             return False
         try:
+            if max(time, abs(step or 0)) > MOST_INTEGER:
+                raise EncodingError(f"{kind} {key!r}: the step or the time has more than 64 bits")
             event = _KINDS[kind](**named, **content).event(max(1, time), step)
         except TooLargeError as error:
             self._tally.leave_out(f"{kind} items that are too large")

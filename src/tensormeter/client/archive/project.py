@@ -192,7 +192,8 @@ def _finished(
                     entries[_key(document)] = entry
     kept = {path for entry in entries.values() for path in entry.sums}
     for path in partial.rglob("*"):
-        is_kept = path.name == PROGRESS or (entries and path.parent.name == MEDIA)
+        is_medium = path.parent.name == MEDIA and not path.name.startswith(".")  # others were being written
+        is_kept = path.name == PROGRESS or (entries and is_medium)
         if not is_kept and path.is_file() and path.relative_to(partial).as_posix() not in kept:
             path.unlink()  # of a run that was not finished, or of another export
     file.truncate(0)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tensormeter.archive.layout import Kind
 from tensormeter.conventions.semconv import (
@@ -234,7 +235,7 @@ class RunImport:
     def _send_points(self, first: FirstRows, known: frozenset[Variant]) -> None:
         """Send all other points. In the table, steps precede the points that they belong to."""
         requests = PointRequests(self._context.sender, self._resources)
-        gaps: list[tuple[Stretch, Any]] = []
+        gaps: list[tuple[SeriesKey, NDArray[np.int64]]] = []
         for stretch, columns in self._stretches(self._tables("points")):
             key = stretch.key
             if key.variant in known:
@@ -246,13 +247,13 @@ class RunImport:
                     requests.add(key.process, series)
             missing = columns.gaps(stretch)
             if len(missing):
-                gaps.append((stretch, missing))
+                gaps.append((key, missing))
             if key.metric != STEP_METRIC:
                 self._context.tally.points += len(stretch.time) - len(missing)
         requests.flush()
-        for stretch, times in gaps:
-            for series in _gap_series(stretch.key, times, self._description(stretch.key)):
-                requests.add_gaps(stretch.key.process, series)
+        for key, times in gaps:
+            for series in _gap_series(key, times, self._description(key)):
+                requests.add_gaps(key.process, series)
 
     def _send_distributions(self, first: FirstRows, known: frozenset[Variant]) -> None:
         requests = PointRequests(self._context.sender, self._resources)

@@ -79,11 +79,10 @@ class ArtifactImport:
         if len(entries) == _MOST_FILES:
             self._tally.report(f"{self._source.uri}: only the first {_MOST_FILES:,} artifacts were imported")
         models = {posixpath.dirname(entry.path) for entry in entries if posixpath.basename(entry.path) == _MODEL_FILE}
-        table_images = {
-            f"table_images/{posixpath.splitext(path)[0]}/" for path in self._tables
-        }  # the tables contain them
+        # the tables contain them
+        table_images = tuple(f"table_images/{posixpath.splitext(path)[0]}/" for path in self._tables)
         for entry in entries:
-            if entry.path.startswith(tuple(table_images)) or any(_is_in(entry.path, model) for model in models):
+            if entry.path.startswith(table_images) or any(_is_in(entry.path, model) for model in models):
                 continue
             try:
                 kept = self._file(entry)
@@ -158,14 +157,19 @@ class ArtifactImport:
         images = 0
         for row in rows:
             for place, cell in enumerate(row):
-                if isinstance(cell, Mapping) and cell.get("type") == "image" and images < TABLE_IMAGES:
-                    row[place] = self._image(str(cell.get("filepath", "")))
+                path = self._image_path(cell)
+                if path and images < TABLE_IMAGES:
+                    row[place] = self._image(path)
                     images += 1
-                elif isinstance(cell, str) and self._is_destination and cell.startswith("tables/"):
-                    row[place] = self._image(cell)
                 elif not (cell is None or isinstance(cell, bool | int | float | str)):
                     row[place] = json.dumps(cell, ensure_ascii=False, default=str)
         return FileItem("table", {"columns": columns, "rows": rows})
+
+    def _image_path(self, cell: Any) -> str:
+        """Return the path of a cell's image; "" for other cells."""
+        if isinstance(cell, Mapping) and cell.get("type") == "image":
+            return str(cell.get("filepath", ""))
+        return cell if isinstance(cell, str) and self._is_destination and cell.startswith("tables/") else ""
 
     def _image(self, path: str) -> Image | str:
         """Return the image of a table's cell, or its path if it cannot be read."""
@@ -186,7 +190,7 @@ class ArtifactImport:
             table = None if placed.place else self._table(entry)
             return bool(placed.place) or (table is not None and self._add(table, placed.key, placed.step, time))
         item = self._item(entry)
-        if item is not None and placed.place and item.kind == "image":
+        if item is not None and placed.place.isdecimal() and item.kind == "image":
             content = {name: value for name, value in item.content.items() if name != "caption"}
             folder = posixpath.dirname(entry.path)
             self._lists.setdefault(folder, []).append((int(placed.place), Image("", **content)))

@@ -15,7 +15,7 @@ import numpy as np
 from tensormeter.importers.confined_folder import ConfinedFolder
 from tensormeter.importers.mlflow.local_artifacts import LocalArtifacts, are_elsewhere, local_folder
 from tensormeter.importers.mlflow.store import PARENT_TAG, MetricBlock, Relation, TrackedRun, restore_infinities
-from tensormeter.importers.read_only import columns_of, is_database, open_read_only
+from tensormeter.importers.read_only import columns_of, has_tables, open_read_only
 from tensormeter.importers.registry import SourceError
 from tensormeter.importers.tally import Tally
 
@@ -33,16 +33,7 @@ _Row = tuple[Any, ...]
 
 def is_mlflow_database(path: Path) -> bool:
     """Return whether a file is an SQLite database with MLflow's tables."""
-    if not is_database(path):
-        return False
-    try:
-        connection = open_read_only(path)
-        try:
-            return all(columns_of(connection, table) for table in _TABLES)
-        finally:
-            connection.close()
-    except (SourceError, sqlite3.Error):
-        return False
+    return has_tables(path, dict.fromkeys(_TABLES, ()))
 
 
 def database_path(uri: str) -> Path:

@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tensormeter.importers.run_requests import MOST_INTEGER
+
 __all__ = ["PlacedFile", "alert_of", "place_of"]
 
 _PATH: Final = re.compile(
@@ -44,6 +46,8 @@ def place_of(path: str) -> PlacedFile | None:
     number = int(match["number"])
     is_time = number >= _LEAST_TIME
     time = number if is_time else int(match["time"]) if match["time"] else None
+    if max(abs(number), time or 0) > MOST_INTEGER:
+        return None
     return PlacedFile(match["folder"], match["key"], None if is_time else number, time, match["place"] or "")
 
 
@@ -61,5 +65,5 @@ def alert_of(path: str, data: bytes) -> dict[str, Any] | None:
             "time": int(alert["time"]),
             "step": step if isinstance(step, int) else None,
         }
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None

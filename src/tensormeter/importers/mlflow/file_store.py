@@ -101,7 +101,7 @@ class FileStore:
                 continue
             for kind, folder in (("traces", "traces"), ("logged models", "models")):
                 self._left_out[kind] += len(self._store.folders(f"{experiment}/{folder}"))
-            runs += self._active_runs(experiment, str(meta.get("name") or experiment))
+            runs += self._active_runs(experiment, _word(meta.get("name")) or experiment)
         self._folders = {run_id: folder for _, run_id, folder in sorted(runs, key=lambda run: run[:2])}
 
     def _active_runs(self, experiment: str, name: str) -> Iterator[tuple[int, str, ConfinedFolder]]:
@@ -133,14 +133,14 @@ class FileStore:
         status = meta.get("status")
         return TrackedRun(
             run_id,
-            str(meta.get("run_name") or tags.get("mlflow.runName") or ""),
+            _word(meta.get("run_name")) or tags.get("mlflow.runName", ""),
             self._experiments[run_id],
-            _STATUSES.get(status, "") if isinstance(status, int) else str(status),
+            _STATUSES.get(status, "") if isinstance(status, int) else _word(status),
             _integer(meta.get("start_time")),
             _integer(meta.get("end_time")),
             self._texts(folder, "params"),
             tags,
-            str(meta.get("artifact_uri") or ""),
+            _word(meta.get("artifact_uri")),
             left_out={"datasets": len(folder.folders("inputs"))},
         )
 
@@ -211,6 +211,11 @@ def _text(folder: ConfinedFolder, path: str) -> str:
         return folder.read(path, _LONGEST_TEXT).decode("utf-8", "replace")
     except SourceError:
         return ""
+
+
+def _word(value: object) -> str:
+    """Return a text or number as text, and "" for others. The text of a list with aliases could have any length."""
+    return str(value) if isinstance(value, str | int | float) else ""
 
 
 def _integer(value: object) -> int | None:

@@ -176,19 +176,17 @@ class RunImport:
         for name, place in tags.items():
             if name.startswith(_ARTIFACT):
                 self._requests.event(artifact_record(name.removeprefix(_ARTIFACT), place, time, kind="model"))
-        source = self._store.artifacts(self._run)
-        if source is None:
-            return
-        artifacts = ArtifactImport(
-            source,
-            self._requests,
-            self._tally,
-            tables=list(_tables(tags.get(_TABLES, ""))),
-            time=time,
-            is_destination=self._is_destination,
-        )
         try:
-            artifacts.run()
+            source = self._store.artifacts(self._run)
+            if source is not None:
+                ArtifactImport(
+                    source,
+                    self._requests,
+                    self._tally,
+                    tables=list(_tables(tags.get(_TABLES, ""))),
+                    time=time,
+                    is_destination=self._is_destination,
+                ).run()
         except SourceError as error:
             self._tally.report(f"run {self._run.run_id}: cannot read all artifacts: {error}")
 

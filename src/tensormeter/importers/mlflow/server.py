@@ -57,8 +57,9 @@ class ServerStore:
         self._tally = tally
         self._pool = ThreadPoolExecutor(_REQUESTS, "tensormeter-mlflow")
         self._experiments = {
-            str(experiment["experiment_id"]): str(experiment["name"])
-            for experiment in self._pages("experiments/search", "experiments", {"max_results": _EXPERIMENTS})
+            str(experiment["experiment_id"]): str(experiment.get("name") or experiment["experiment_id"])
+            for experiment in self.pages("experiments/search", "experiments", {"max_results": _EXPERIMENTS})
+            if isinstance(experiment, dict) and "experiment_id" in experiment
         }
 
     def relations(self) -> Iterator[Relation]:
@@ -131,6 +132,17 @@ class ServerStore:
             raise SourceError(f"{self._shown} did not respond as an MLflow server does")
         return document
 
+    def pages(self, name: str, key: str, parameters: _Json, method: str = "POST") -> Iterator[Any]:
+        """Yield the items of the list `key` in a response and in the pages that follow it. Raises SourceError."""
+        token = ""
+        while True:
+            document = self.call(name, parameters | ({"page_token": token} if token else {}), method)
+            items = document.get(key)
+            yield from items if isinstance(items, list) else ()
+            token, previous = str(document.get("next_page_token") or ""), token
+            if not token or token == previous:  # a server that ignores tokens would repeat its page for ever
+                return
+
     def _request(self, endpoint: str, method: str, limit: int, **fields: Any) -> bytes:
         from mlflow.exceptions import MlflowException
         from mlflow.utils.rest_utils import http_request
@@ -158,13 +170,6 @@ class ServerStore:
             )
         return body
 
-    def _pages(self, name: str, key: str, parameters: _Json) -> Iterator[_Json]:
-        token: str | None = ""
-        while token is not None:
-            document = self.call(name, parameters | ({"page_token": token} if token else {}), "POST")
-            yield from document.get(key) or []
-            token = document.get("next_page_token") or None
-
     def _search(self, view: str = "ACTIVE_ONLY") -> Iterator[_Json]:
         for experiment in self._experiments:
             parameters = {
@@ -173,7 +178,7 @@ class ServerStore:
                 "run_view_type": view,
                 "order_by": ["attributes.start_time ASC"],
             }
-            yield from self._pages("runs/search", "runs", parameters)
+            yield from self.pages("runs/search", "runs", parameters)
 
     def _run(self, document: _Json) -> TrackedRun | None:
         """Return a run; None if the document is damaged."""
@@ -225,8 +230,10 @@ class ServerArtifacts:
         folders, count, listings = deque([""]), 0, 0
         while folders and count < at_most and listings < _MOST_FOLDERS:
             listings += 1
-            for entry in self._listing(folders.popleft()):
-                path = entry.get("path")
+            folder = folders.popleft()
+            parameters = {"run_id": self._run_id} | ({"path": folder} if folder else {})
+            for entry in self._server.pages("artifacts/list", "files", parameters, "GET"):
+                path = entry.get("path") if isinstance(entry, dict) else None
                 if not isinstance(path, str):
                     continue
                 if entry.get("is_dir"):
@@ -234,20 +241,11 @@ class ServerArtifacts:
                         folders.append(path)
                 elif count < at_most:
                     count += 1
-                    yield FileEntry(path, _integer(entry.get("file_size")) or 0)
+                    size = str(entry.get("file_size"))
+                    yield FileEntry(path, int(size) if size.isdecimal() else 0)
 
     def read(self, path: str, limit: int) -> bytes:
         return self._server.get(_ARTIFACT, {"run_uuid": self._run_id, "path": path}, limit)
-
-    def _listing(self, folder: str) -> Iterator[_Json]:
-        parameters = {"run_id": self._run_id} | ({"path": folder} if folder else {})
-        while True:
-            document = self._server.call("artifacts/list", parameters)
-            yield from (entry for entry in document.get("files") or [] if isinstance(entry, dict))
-            token = document.get("next_page_token")
-            if not token:
-                return
-            parameters["page_token"] = str(token)
 
 
 def _block_of(name: str, points: Sequence[_Json]) -> MetricBlock:

@@ -124,7 +124,11 @@ class TrackingStore(Protocol):
         ...
 
     def artifacts(self, run: TrackedRun) -> ArtifactSource | None:
-        """Return the artifacts of a run; None if this machine cannot read them."""
+        """Return the artifacts of a run; None if this machine cannot read them.
+
+        Raises:
+            SourceError: Their folder leads out of the store.
+        """
         ...
 
     def left_out(self) -> Mapping[str, int]:

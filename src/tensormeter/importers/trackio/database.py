@@ -3,9 +3,10 @@
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, Final
 
-from tensormeter.importers.read_only import columns_of, is_database, open_read_only
+from tensormeter.importers.read_only import columns_of, has_tables, open_read_only
 from tensormeter.importers.registry import SourceError
 from tensormeter.importers.tally import Tally
 from tensormeter.importers.trackio.store import (
@@ -36,16 +37,7 @@ _ROWS: Final = 1000
 
 def is_trackio_database(path: Path) -> bool:
     """Return whether a file is an SQLite database with trackio's tables."""
-    if not is_database(path):
-        return False
-    try:
-        connection = open_read_only(path)
-        try:
-            return columns_of(connection, "metrics") >= _COLUMNS["metrics"]
-        finally:
-            connection.close()
-    except (SourceError, sqlite3.Error):
-        return False
+    return has_tables(path, {"metrics": _COLUMNS["metrics"]})
 
 
 class DatabaseStore:
@@ -87,14 +79,14 @@ class DatabaseStore:
 
     def rows(self, run: RecordedRun) -> Iterator[LoggedRow]:
         query = f"SELECT step, timestamp, metrics FROM metrics WHERE {self._keys['metrics']} = ? ORDER BY step, id"
-        return self._rows(self._query(query, run.run_id))
+        return self._rows(self._query(query, run.run_id), int)
 
     def system_rows(self, run: RecordedRun) -> Iterator[LoggedRow]:
         if "system_metrics" not in self._tables:
             return iter(())
         key = self._keys["system_metrics"]
         query = f"SELECT NULL, timestamp, metrics FROM system_metrics WHERE {key} = ? ORDER BY timestamp, id"
-        return self._rows(self._query(query, run.run_id))
+        return self._rows(self._query(query, run.run_id), NoneType)
 
     def alerts(self, run: RecordedRun) -> Iterator[RecordedAlert]:
         if "alerts" in self._tables:
@@ -120,9 +112,9 @@ class DatabaseStore:
             yield StoredArtifact(
                 str(name),
                 str(kind),
-                int(version),
+                version if isinstance(version, int) else 0,
                 tuple(map(str, words)) if isinstance(words, list) else (),
-                int(size),
+                size if isinstance(size, int) else 0,
                 len(files) if isinstance(files, list) else 0,
                 time or 1,
             )
@@ -143,13 +135,13 @@ class DatabaseStore:
         except (sqlite3.Error, OverflowError) as error:
             raise SourceError(f"{self._path}: {error}") from None
 
-    def _rows(self, rows: Iterator[Sequence[Any]]) -> Iterator[LoggedRow]:
+    def _rows(self, rows: Iterator[Sequence[Any]], step_type: type[int | None]) -> Iterator[LoggedRow]:
         last, time = None, None
         for step, timestamp, data in rows:
             if timestamp != last:
                 last, time = timestamp, nanoseconds(timestamp)
             values = decode_json(data)
-            if time is None or not isinstance(values, dict) or not (step is None or isinstance(step, int)):
+            if time is None or not isinstance(values, dict) or not isinstance(step, step_type):
                 self._tally.leave_out("damaged rows")
                 continue
             yield LoggedRow(step, time, values, len(data))

@@ -13,6 +13,7 @@ from tensormeter.importers.media_files import FileItem, item_of_file, size_limit
 from tensormeter.importers.registry import SourceError
 from tensormeter.importers.run_requests import RunRequests
 from tensormeter.importers.tally import Tally
+from tensormeter.importers.trackio.store import NOT_FINITE
 from tensormeter.otlp.media import Image
 
 __all__ = ["RunMedia"]
@@ -21,7 +22,6 @@ _PREFIX: Final = "trackio."
 _FILES: Final = frozenset({"trackio.image", "trackio.video", "trackio.audio", "trackio.html"})
 _LONGEST_CAPTION: Final = 65_536
 _MOST_BINS: Final = 10_000
-_NOT_FINITE: Final = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 
 
 class RunMedia:
@@ -105,22 +105,31 @@ class RunMedia:
             self._tally.leave_out("table items that are too large")
             return
         numeric = {name for name in columns if _is_numeric([row.get(name) for row in rows])}
+        if sum(_is_image(cell) for row in rows for cell in row.values()) > TABLE_IMAGES:
+            self._tally.leave_out("tables with too many images")
+            return
         cells = [[self._cell(row.get(name), is_number=name in numeric) for name in columns] for row in rows]
         self._requests.item("table", key, step, time, columns=columns, rows=cells)
 
     def _cell(self, value: Any, *, is_number: bool) -> Any:
         if isinstance(value, list) and len(value) == 1:
             value = value[0]  # trackio permits lists of images
-        if isinstance(value, Mapping) and value.get("_type") == "trackio.image":
+        if _is_image(value):
             return self._image(value)
         if is_number and isinstance(value, str):
-            return _NOT_FINITE.get(value, value)
+            return NOT_FINITE.get(value, value)
         if value is None or isinstance(value, bool | int | float | str):
             return value
         return json.dumps(value, ensure_ascii=False, default=str)
 
 
+def _is_image(cell: Any) -> bool:
+    """Return whether a cell contains an image, or a list with one, which trackio permits."""
+    value = cell[0] if isinstance(cell, list) and len(cell) == 1 else cell
+    return isinstance(value, Mapping) and value.get("_type") == "trackio.image"
+
+
 def _is_numeric(cells: Sequence[Any]) -> bool:
     """Return whether a column contains numbers, so that texts such as "NaN" are numbers as well."""
     texts = [cell for cell in cells if isinstance(cell, str)]
-    return all(text in _NOT_FINITE for text in texts) and any(isinstance(cell, int | float) for cell in cells)
+    return all(text in NOT_FINITE for text in texts) and any(isinstance(cell, int | float) for cell in cells)

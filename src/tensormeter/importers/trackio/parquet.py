@@ -90,9 +90,7 @@ class ParquetStore:
         return self._path.with_name(f"{self._path.stem}{suffix}")
 
     def _rows(self, path: Path, run: RecordedRun, *, has_steps: bool) -> Iterator[LoggedRow]:
-        for row in self._read(path):
-            if _run_of(row)[0] != run.run_id:
-                continue
+        for row in self._read(path, run_id=run.run_id):
             time, step = nanoseconds(row.get("timestamp")), row.get("step") if has_steps else None
             if time is None or (has_steps and not isinstance(step, int)):
                 self._tally.leave_out("damaged rows")
@@ -100,7 +98,10 @@ class ParquetStore:
             values = {name: value for name, value in row.items() if name not in _COLUMNS and value is not None}
             yield LoggedRow(step, time, values, _POINT_BYTES * len(values))
 
-    def _read(self, path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    def _read(
+        self, path: Path, columns: list[str] | None = None, run_id: str | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a file, or those of one run."""
         if not path.is_file():
             return
         try:
@@ -108,7 +109,8 @@ class ParquetStore:
             names = set(file.schema_arrow.names)
             chosen = None if columns is None else [name for name in columns if name in names]
             for batch in file.iter_batches(_ROWS, columns=chosen):
-                yield from batch.to_pylist()
+                rows = batch if run_id is None else batch.filter(_are_of(batch, run_id))
+                yield from rows.to_pylist()
         except Exception as error:  # pyarrow raises many types for damaged files
             raise SourceError(f"{path}: cannot read it: {error}") from None
 
@@ -117,3 +119,16 @@ def _run_of(row: Mapping[str, Any]) -> tuple[str, str]:
     """Return ID and name of a row's run."""
     name = str(row.get("run_name"))
     return str(row.get("run_id") or name), name
+
+
+def _are_of(batch: Any, run_id: str) -> Any:
+    """Return which rows of an Arrow batch belong to a run, by the same rule as `_run_of`."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    ids, names = (
+        batch.column(name).cast(pa.string()) if name in batch.schema.names else pa.nulls(batch.num_rows, pa.string())
+        for name in ("run_id", "run_name")
+    )
+    has_id = pc.fill_null(pc.not_equal(ids, ""), fill_value=False)
+    return pc.equal(pc.if_else(has_id, ids, pc.fill_null(names, str(None))), run_id)

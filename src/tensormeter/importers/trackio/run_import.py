@@ -1,6 +1,7 @@
 """Import of one run of trackio."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,19 +12,19 @@ from tensormeter.importers.registry import ImportContext, SourceError
 from tensormeter.importers.repeated_texts import RepeatedTexts
 from tensormeter.importers.run_requests import Numbers
 from tensormeter.importers.trackio.media import RunMedia
-from tensormeter.importers.trackio.store import LoggedRow, ProjectStore, RecordedRun, nanoseconds
+from tensormeter.importers.trackio.store import NOT_FINITE, LoggedRow, ProjectStore, RecordedRun, nanoseconds
 
 __all__ = ["RunImport"]
 
 _MOST_VALUES: Final = 50_000
 _MOST_ROWS: Final = 50_000
 _DEEPEST: Final = 32
+_LONGEST_INTEGER: Final = 1024
+"""Bits of an integer that a float cannot represent."""
+
 _SYSTEM: Final = "system/"
 _APART: Final = 999
 """Nanoseconds that are added to times without a step, so that they differ from those of steps. Microseconds stay the same."""
-
-_NOT_FINITE: Final = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
-"""Numbers by the text that trackio stores instead of them."""
 
 
 class RunImport:
@@ -71,7 +72,7 @@ class RunImport:
             group=str(own.get("_Group") or ""),
             resource={"process.owner": user} if isinstance(user, str) and user else {},
         )
-        self._rows([] if first is None else _chain(first, rows), has_steps=True)
+        self._rows([] if first is None else chain([first], rows), has_steps=True)
         self._rows(self._readable(self._store.system_rows(run)), has_steps=False)
         self._texts.flush()
         self._records()
@@ -120,8 +121,8 @@ class RunImport:
         points = 0
         for name, value in values.items():
             key = f"{prefix}{name}"
-            number = _NOT_FINITE.get(value) if isinstance(value, str) else value
-            if isinstance(number, int | float):
+            number = NOT_FINITE.get(value) if isinstance(value, str) else value
+            if isinstance(number, float) or (isinstance(number, int) and number.bit_length() < _LONGEST_INTEGER):
                 rows, numbers = self._columns.setdefault(key, ([], []))
                 if not rows or rows[-1] != index:
                     rows.append(index)
@@ -156,11 +157,6 @@ class RunImport:
                 )
             )
             self._tally.leave_out("contents of artifacts, which are recorded by their place")
-
-
-def _chain(first: LoggedRow, rest: Iterator[LoggedRow]) -> Iterator[LoggedRow]:
-    yield first
-    yield from rest
 
 
 def _numbers(values: list[Any]) -> Numbers:

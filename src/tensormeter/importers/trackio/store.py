@@ -6,7 +6,19 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple, Protocol
 
-__all__ = ["LoggedRow", "ProjectStore", "RecordedAlert", "RecordedRun", "StoredArtifact", "decode_json", "nanoseconds"]
+__all__ = [
+    "NOT_FINITE",
+    "LoggedRow",
+    "ProjectStore",
+    "RecordedAlert",
+    "RecordedRun",
+    "StoredArtifact",
+    "decode_json",
+    "nanoseconds",
+]
+
+NOT_FINITE: Final = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+"""Numbers by the text that trackio stores instead of them."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)

@@ -36,7 +36,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 def _attempt(file: Path) -> int:
     """Return the number of a run's attempt: the position of its folder among those of the same run, from 1."""
-    folder = file.parent
+    folder = Path(os.path.abspath(file)).parent
     _, _, run_id = folder.name.rpartition("-")
     if not folder.name.startswith(("run-", "offline-run-")) or folder.is_symlink():
         return 1
