@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from tensormeter.errors import EncodingError
-from tensormeter.importers.registry import ImportContext, Options
+from tensormeter.importers.registry import FileSource, ImportContext, Options
 from tensormeter.otlp.json_lines import decode_line
 
 __all__ = ["OtlpLines", "find"]
@@ -27,18 +27,8 @@ def find(address: str, options: Options) -> Iterator["OtlpLines"]:
 
 
 @dataclass(frozen=True)
-class OtlpLines:
+class OtlpLines(FileSource):
     """One file. Its requests may belong to any number of runs, which are not counted."""
-
-    path: Path
-
-    @property
-    def label(self) -> str:
-        return str(self.path)
-
-    @property
-    def size(self) -> int:
-        return self.path.stat().st_size
 
     def send(self, context: ImportContext) -> None:
         """Send each line as one request. Lines that are not OTLP are reported and skipped."""

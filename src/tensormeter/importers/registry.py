@@ -16,7 +16,7 @@ from tensormeter.importers.run_requests import RunRequests
 from tensormeter.importers.sender import Sender
 from tensormeter.importers.tally import Tally
 
-__all__ = ["KINDS", "ImportContext", "Options", "RunSource", "ServerApi", "SourceError", "find_sources"]
+__all__ = ["KINDS", "FileSource", "ImportContext", "Options", "RunSource", "ServerApi", "SourceError", "find_sources"]
 
 KINDS: Final = {
     "archive": "tensormeter.importers.archive",
@@ -124,6 +124,25 @@ class RunSource(Protocol):
             TensormeterError: The requests could not be sent.
         """
         ...
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Label and size of a source that is read from one file.
+
+    Attributes:
+        path: Path of the file.
+    """
+
+    path: Path
+
+    @property
+    def label(self) -> str:
+        return str(self.path)
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size
 
 
 _Find = Callable[[str, Options], Iterable[RunSource]]

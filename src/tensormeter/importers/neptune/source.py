@@ -10,10 +10,10 @@ from tensormeter.importers.neptune.export import RunExport, find_runs, step_mult
 from tensormeter.importers.neptune.run_import import RunImport
 from tensormeter.importers.registry import ImportContext, Options, SourceError
 
-__all__ = ["RunSource", "find"]
+__all__ = ["ExportedRun", "find"]
 
 
-def find(address: str, options: Options) -> Iterator["RunSource"]:
+def find(address: str, options: Options) -> Iterator["ExportedRun"]:
     """Yield the runs of an export, whose folder or folder of Parquet files is at the path."""
     path = Path(address)
     if path.is_dir():
@@ -22,7 +22,7 @@ def find(address: str, options: Options) -> Iterator["RunSource"]:
             projects.setdefault(run.files, []).append(run)
         for runs in projects.values():
             steps = _Steps(runs)
-            yield from (RunSource(run, steps) for run in runs)
+            yield from (ExportedRun(run, steps) for run in runs)
 
 
 class _Steps:
@@ -38,7 +38,7 @@ class _Steps:
 
 
 @dataclass(frozen=True)
-class RunSource:
+class ExportedRun:
     """One run."""
 
     run: RunExport

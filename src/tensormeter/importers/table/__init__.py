@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tensormeter.importers.registry import ImportContext, Options
-from tensormeter.importers.table.files import SUFFIXES, column_names
+from tensormeter.importers.registry import FileSource, ImportContext, Options, SourceError
+from tensormeter.importers.table.files import SUFFIXES, column_names, read_blocks
 from tensormeter.importers.table.layout import choose_layout, is_long
-from tensormeter.importers.table.long import send_long
-from tensormeter.importers.table.wide import send_wide
+from tensormeter.importers.table.long import LongTable
+from tensormeter.importers.table.wide import WideTable
 
 __all__ = ["TableFile", "find"]
 
@@ -23,24 +23,22 @@ def find(address: str, options: Options) -> Iterator["TableFile"]:
 
 
 @dataclass(frozen=True)
-class TableFile:
+class TableFile(FileSource):
     """A table with one or several runs."""
-
-    path: Path
-
-    @property
-    def label(self) -> str:
-        return str(self.path)
-
-    @property
-    def size(self) -> int:
-        return self.path.stat().st_size
 
     def send(self, context: ImportContext) -> None:
         """Send the runs of the table. See `registry.RunSource`."""
         names = column_names(self.path)
         if is_long(names):
             context.note(f"{self.path}: a table of tensormeter export")
-            send_long(self.path, context)
+            table: LongTable | WideTable = LongTable(self.path, context)
         else:
-            send_wide(self.path, choose_layout(self.label, names, context.options, context.note), context)
+            layout = choose_layout(self.label, names, context.options, context.note)
+            table = WideTable(self.path, layout, context)
+        try:
+            for block in read_blocks(self.path, context.tally, context.advance):
+                table.add(block)
+        except SourceError:
+            table.finish()
+            raise
+        table.finish()

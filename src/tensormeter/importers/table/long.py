@@ -13,11 +13,11 @@ from tensormeter.errors import EncodingError
 from tensormeter.importers.registry import ImportContext, SourceError
 from tensormeter.importers.run_requests import Numbers, RunRequests
 from tensormeter.importers.table.cells import integers_of, labels_of, numbers_of, times_of
-from tensormeter.importers.table.files import Block, read_blocks
+from tensormeter.importers.table.files import Block
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.otlp.document import parse_document
 
-__all__ = ["send_long"]
+__all__ = ["LongTable"]
 
 _PROCESS: Final = ("project", "run", "process", "rank", "attempt")
 _SERIES: Final = (*_PROCESS, "metric", "attributes", "unit")
@@ -33,23 +33,9 @@ class _Process:
     last_time: int
 
 
-def send_long(path: Path, context: ImportContext) -> None:
-    """Send the runs of a long table.
+class LongTable:
+    """The runs of a long table. Call `add` for each block of rows, in order, and `finish` at the end."""
 
-    Raises:
-        SourceError: The file cannot be read as a table, or only in part.
-    """
-    table = _Table(path, context)
-    try:
-        for block in read_blocks(path, context.tally, context.advance):
-            table.add(block)
-    except SourceError:
-        table.finish()
-        raise
-    table.finish()
-
-
-class _Table:
     def __init__(self, path: Path, context: ImportContext) -> None:
         self._path = path
         self._context = context
@@ -57,7 +43,7 @@ class _Table:
         self._runs: set[tuple[str, str]] = set()
 
     def add(self, block: Block) -> None:
-        """Add a block of rows."""
+        """Add a block of rows. Raises SourceError if the table has too many processes."""
         count = len(next(iter(block.values())))
         block = {**{name: [None] * count for name in ("step", "time", "value")}, **block}
         labels = [labels_of(block[name]) if name in block else None for name in _SERIES]

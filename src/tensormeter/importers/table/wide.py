@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from tensormeter.importers.registry import ImportContext, SourceError
 from tensormeter.importers.run_requests import RunRequests
 from tensormeter.importers.table.cells import labels_of, numbers_of, times_of
-from tensormeter.importers.table.files import Block, read_blocks
+from tensormeter.importers.table.files import Block
 from tensormeter.importers.table.layout import Layout
 
-__all__ = ["send_wide"]
+__all__ = ["WideTable"]
 
 _MILLISECOND: Final = 1_000_000
 _MOST_RUNS: Final = 10_000
@@ -27,23 +27,9 @@ class _Run:
     last_time: int
 
 
-def send_wide(path: Path, layout: Layout, context: ImportContext) -> None:
-    """Send the runs of a wide table.
+class WideTable:
+    """The runs of a wide table. Call `add` for each block of rows, in order, and `finish` at the end."""
 
-    Raises:
-        SourceError: The file cannot be read as a table, or only in part.
-    """
-    table = _Table(path, layout, context)
-    try:
-        for block in read_blocks(path, context.tally, context.advance):
-            table.add(block)
-    except SourceError:
-        table.finish()
-        raise
-    table.finish()
-
-
-class _Table:
     def __init__(self, path: Path, layout: Layout, context: ImportContext) -> None:
         self._path = path
         self._layout = layout
@@ -54,7 +40,7 @@ class _Table:
         self._identity = ""
 
     def add(self, block: Block) -> None:
-        """Add a block of rows."""
+        """Add a block of rows. Raises SourceError if the table has too many runs."""
         layout, tally = self._layout, self._context.tally
         count = len(next(iter(block.values())))
         numbers = np.arange(self._rows, self._rows + count)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tensormeter.importers.registry import ImportContext, Options, SourceError
+from tensormeter.importers.registry import FileSource, ImportContext, Options, SourceError
 from tensormeter.importers.tally import Tally
 from tensormeter.importers.trackio.database import DatabaseStore, is_trackio_database
 from tensormeter.importers.trackio.parquet import ParquetStore, projects_in
@@ -31,7 +31,7 @@ def find(address: str, options: Options) -> Iterator["ProjectSource"]:
 
 
 @dataclass(frozen=True)
-class ProjectSource:
+class ProjectSource(FileSource):
     """A project with its runs.
 
     Attributes:
@@ -39,16 +39,7 @@ class ProjectSource:
         open: Function that opens the project.
     """
 
-    path: Path
     open: Callable[[Path, Tally], ProjectStore]
-
-    @property
-    def label(self) -> str:
-        return str(self.path)
-
-    @property
-    def size(self) -> int:
-        return self.path.stat().st_size
 
     def send(self, context: ImportContext) -> None:
         """Send all runs. Damaged rows are counted and skipped."""

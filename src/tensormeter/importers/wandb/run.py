@@ -5,7 +5,6 @@ The first pass reads what describes the run, such as its latest name and configu
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError
@@ -15,7 +14,7 @@ from tensormeter.conventions.semconv import ARTIFACT_EVENT, GPU_MODELS, MEDIA_KE
 from tensormeter.importers.confined_folder import ConfinedFolder
 from tensormeter.importers.plain_values import plain_document
 from tensormeter.importers.point_block import PointBlock
-from tensormeter.importers.registry import ImportContext, SourceError
+from tensormeter.importers.registry import FileSource, ImportContext, SourceError
 from tensormeter.importers.run_requests import MOST_INTEGER, RunRequests, RunState
 from tensormeter.importers.tally import Tally
 from tensormeter.importers.wandb.charts import charts_of
@@ -61,7 +60,7 @@ class _Description:
 
 
 @dataclass(frozen=True)
-class WandbRun:
+class WandbRun(FileSource):
     """A run in a `.wandb` file.
 
     Attributes:
@@ -69,16 +68,11 @@ class WandbRun:
         attempt: Number of the attempt, from 1. Each resumption of a run has a separate folder.
     """
 
-    path: Path
     attempt: int = 1
 
     @property
-    def label(self) -> str:
-        return str(self.path)
-
-    @property
     def size(self) -> int:
-        return 2 * self.path.stat().st_size
+        return 2 * super().size  # it is read twice
 
     def send(self, context: ImportContext) -> None:
         """Send the run. See `registry.RunSource`."""
