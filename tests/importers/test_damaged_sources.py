@@ -17,6 +17,7 @@ from tensormeter.archive.layout import references_in
 from tensormeter.cli import import_ as import_command
 from tensormeter.cli.import_ import import_
 from tensormeter.conventions.semconv import RUN_ID
+from tensormeter.importers.point_block import PointBlock
 from tensormeter.importers.registry import Options
 from tensormeter.importers.run_requests import RunRequests
 from tensormeter.importers.table import TableFile
@@ -31,6 +32,7 @@ from tensormeter.importers.wandb.output import ConsoleOutput
 from tensormeter.otlp.batch import Event as RecordedEvent
 
 T0 = 1_750_000_000
+PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 30
 
 
 class Requests:
@@ -107,6 +109,35 @@ def test_a_wandb_run_may_have_an_impossible_start(read_only, tmp_path):
     record = Record.FromString(Record(run={"run_id": "p", "start_time": {"seconds": 1 << 62}}).SerializeToString())
     path.write_bytes(record_log([record.SerializeToString()]))
     assert read_only(path)[0]["runs"] == 1
+
+
+def test_lists_of_too_many_images_are_left_out_before_they_are_read(read_only, tmp_path):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "image.png").write_bytes(PNG)
+    images = {"_type": "images/separated", "filenames": ["image.png"] * 257}
+    counts, missing = read_only(wandb_file(tmp_path, item("i", images)), status=1)
+    assert (counts["media"], missing) == (0, {"damaged W&B objects of type images/separated": 1})
+
+
+def test_a_metric_may_be_twice_in_a_row():
+    """Both `a.b` and `{"a": {"b": ...}}` become `a.b`."""
+    placed = []
+
+    class Placing:
+        def place(self, steps, times):
+            return times
+
+        def placed_points(self, name, times, values, unit):
+            placed.append((name, times.tolist(), values.tolist()))
+
+    block = PointBlock(Placing(), has_steps=True)
+    column = block.column("a.b")
+    column.rows += [0, 0]
+    column.texts += [b"1", b"2"]
+    block.end_row(0, 10, 2)
+    block.end_row(1, 20, 0)
+    block.flush()
+    assert placed == [("a.b", [10, 10], [1, 2])]
 
 
 def test_redrawn_output_does_not_pile_up():
@@ -259,7 +290,6 @@ def test_nanoseconds_of_texts_are_kept():
     assert (times - 1_735_689_600_000_000_000).tolist() == [123_456_789, 123_456_700, 0]
 
 
-PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 30
 BILLIONS = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'x'] * 9)}]\n" for n in range(12))
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tensormeter.conventions.limits import IMAGE_BYTES, MEDIA_BYTES, TABLE_BYTES, TEXT_BYTES
+from tensormeter.conventions.limits import IMAGE_BYTES, MEDIA_BYTES, TABLE_BYTES, TABLE_IMAGES, TEXT_BYTES
 from tensormeter.conventions.media_types import content_type_of
 from tensormeter.importers.confined_folder import ConfinedFolder
 from tensormeter.importers.plain_values import plain_value
@@ -88,6 +88,8 @@ class RunMedia:
     def _images(self, key: str, step: int, time: int, item: Mapping[str, Any]) -> None:
         captions = item.get("captions")
         names = item["filenames"]
+        if len(names) > TABLE_IMAGES:
+            raise ValueError(f"{len(names):,} images; the limit is {TABLE_IMAGES}")
         images = []
         for number, name in enumerate(names):
             caption = captions[number] if isinstance(captions, Sequence) and number < len(captions) else ""
