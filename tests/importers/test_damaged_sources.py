@@ -1,6 +1,7 @@
 """Sources with one invalid value: everything else is imported, and the value is counted or reported."""
 
 import json
+import math
 import os
 import sqlite3
 import struct
@@ -119,25 +120,44 @@ def test_lists_of_too_many_images_are_left_out_before_they_are_read(read_only, t
     assert (counts["media"], missing) == (0, {"damaged W&B objects of type images/separated": 1})
 
 
+class Placing:
+    """Requests that note the points that they are given."""
+
+    def __init__(self):
+        self.points = []
+
+    def place(self, steps, times):
+        return times
+
+    def placed_points(self, name, times, values, unit):
+        self.points += [(name, *point) for point in zip(times.tolist(), values.tolist(), strict=True)]
+
+
+def test_large_integers_next_to_floats_stay_exact():
+    requests = Placing()
+    block = PointBlock(requests, has_steps=True)
+    texts = [b"9007199254740993", b"0.5", b"NaN", b"-9007199254740993", b"9" * 20]
+    for row, text in enumerate(texts):
+        block.column("x").rows.append(row)
+        block.column("x").texts.append(text)
+        block.end_row(row, row + 1, 1)
+    block.flush()
+    points = {time: value for _, time, value in requests.points}
+    assert math.isnan(points.pop(3))
+    assert points == {1: 9007199254740993, 2: 0.5, 4: -9007199254740993, 5: 1e20}
+
+
 def test_a_metric_may_be_twice_in_a_row():
     """Both `a.b` and `{"a": {"b": ...}}` become `a.b`."""
-    placed = []
-
-    class Placing:
-        def place(self, steps, times):
-            return times
-
-        def placed_points(self, name, times, values, unit):
-            placed.append((name, times.tolist(), values.tolist()))
-
-    block = PointBlock(Placing(), has_steps=True)
+    requests = Placing()
+    block = PointBlock(requests, has_steps=True)
     column = block.column("a.b")
     column.rows += [0, 0]
     column.texts += [b"1", b"2"]
     block.end_row(0, 10, 2)
     block.end_row(1, 20, 0)
     block.flush()
-    assert placed == [("a.b", [10, 10], [1, 2])]
+    assert requests.points == [("a.b", 10, 1), ("a.b", 10, 2)]
 
 
 def test_redrawn_output_does_not_pile_up():

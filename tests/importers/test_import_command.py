@@ -79,11 +79,17 @@ def test_paths_that_cannot_be_imported_are_reported_and_others_are(server, run_i
     assert counted(result)["runs"] == 1
 
 
-def test_a_server_that_does_not_answer_ends_the_import(table, monkeypatch):
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [("step,time,loss", "run the same command again to continue"), ("step,x,loss", "no server at")],
+)
+def test_a_server_that_does_not_answer_ends_the_import(tmp_path, monkeypatch, header, message):
     monkeypatch.setattr("tensormeter.importers.sender._ATTEMPTS", 2)
-    result = CliRunner().invoke(import_, [str(table), "--endpoint", f"http://127.0.0.1:{reserve_port()}"])
+    path = tmp_path / "table.csv"
+    path.write_text(f"{header}\n0,1750000000,1\n")
+    result = CliRunner().invoke(import_, [str(path), "--endpoint", f"http://127.0.0.1:{reserve_port()}"])
     assert result.exit_code == 1
-    assert "runs (`tensormeter serve`), and run the same command again to continue" in str(result.exception)
+    assert message in str(result.exception)
 
 
 def test_a_name_is_for_one_run(run_import, tmp_path):

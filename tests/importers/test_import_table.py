@@ -109,6 +109,14 @@ def test_rows_that_were_appended_to_a_file_without_times_are_added(server, run_i
     assert (series["step"], series["value"]) == ([0, 1, 2], [1, 2, 3])
 
 
+def test_large_integers_next_to_floats_are_exact_in_wide_tables(server, run_import, tmp_path):
+    path = tmp_path / "large.csv"
+    path.write_text(f"step,x\n0,{2**60 + 1}\n1,0.5\n2,\n")
+    run_import(path, "--project", "large")
+    series = server.contents("large")["large"]["series"]["x"]
+    assert sorted(value for part in series for value in part["value"]) == [0.5, 2**60 + 1]
+
+
 def test_a_name_is_for_one_run(run_import, tmp_path):
     path = tmp_path / "named.csv"
     path.write_text("run,step,loss\na,0,1\nb,0,2\n")

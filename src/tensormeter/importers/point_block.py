@@ -4,7 +4,7 @@ from typing import Final
 
 import numpy as np
 
-from tensormeter.importers.run_requests import Numbers, RunRequests
+from tensormeter.importers.run_requests import EXACT, MOST_INTEGER, Numbers, RunRequests
 
 __all__ = ["Column", "PointBlock", "numbers_of"]
 
@@ -88,6 +88,12 @@ class PointBlock:
                 if column.rows:
                     values = self._numbers(column)
                     chosen = times if column.rows == every_row else times[column.rows]
+                    if values.dtype.kind == "f" and (np.abs(values) > EXACT).any():
+                        integers = [_integer_of(text) for text in column.texts]
+                        is_integer = np.array([number is not None for number in integers], bool)
+                        exact = np.array([number for number in integers if number is not None], np.int64)
+                        self._requests.placed_points(column.name, chosen[is_integer], exact, self._unit)
+                        chosen, values = chosen[~is_integer], values[~is_integer]
                     self._requests.placed_points(column.name, chosen, values, self._unit)
                     column.rows, column.texts = [], []
         self._steps, self._times, self._values, self.row = [], [], 0, 0
@@ -116,6 +122,15 @@ def numbers_of(texts: list[bytes]) -> Numbers:
         except (OverflowError, ValueError):  # beyond 64 bits, or signs within the digits
             pass
     return np.array(list(map(float, texts)), np.float64)
+
+
+def _integer_of(text: bytes) -> int | None:
+    """Return an integer of 64 bits; None for other numbers."""
+    try:
+        number = int(text)
+    except ValueError:
+        return None
+    return number if abs(number) <= MOST_INTEGER else None
 
 
 def _is_number(text: bytes) -> bool:

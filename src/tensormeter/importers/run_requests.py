@@ -38,7 +38,7 @@ from tensormeter.otlp.media import Text as TextItem
 from tensormeter.redaction import OutputMask, mask_config
 from tensormeter.settings import IDENTIFIER
 
-__all__ = ["MOST_INTEGER", "ItemKind", "RunRequests", "RunState"]
+__all__ = ["EXACT", "MOST_INTEGER", "ItemKind", "RunRequests", "RunState"]
 
 ItemKind = Literal["alert", "audio", "figure", "html", "image", "images", "table", "text", "video"]
 RunState = Literal["finished", "failed", "crashed", "preempted"]
@@ -57,6 +57,9 @@ _KINDS: Final[dict[ItemKind, type[Media]]] = {
 
 MOST_INTEGER: Final = (1 << 63) - 1
 """Largest step, and latest time in nanoseconds since the Unix epoch."""
+
+EXACT: Final = 1 << 53
+"""Integer up to which floats contain all integers."""
 
 _MOST_POINTS: Final = 50_000
 """Number of points from which on a request is sent, as in an agent's requests."""
@@ -209,7 +212,7 @@ class RunRequests:
         attributes: Mapping[str, Attribute] = _NO_ATTRIBUTES,
     ) -> None:
         """Add points of one metric at times from `place`. See `points`."""
-        if not self._is_named(name, len(times)):
+        if not len(times) or not self._is_named(name, len(times)):
             return
         moments = np.maximum(times, 1, dtype=np.int64).view(np.uint64)
         converted: Numbers = (

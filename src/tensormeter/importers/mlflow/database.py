@@ -93,7 +93,8 @@ class DatabaseStore:
                 self._tally.leave_out("damaged runs")
 
     def metrics(self, run: TrackedRun) -> Iterator[MetricBlock]:
-        query = "SELECT key, step, timestamp, value, is_nan FROM metrics WHERE run_uuid = ?"
+        # In the order of insertion, so that another import after further points reads the same blocks.
+        query = "SELECT key, step, timestamp, value, is_nan FROM metrics WHERE run_uuid = ? ORDER BY rowid"
         if "is_nan" not in self._columns["metrics"]:
             query = query.replace("is_nan", "0")
         try:

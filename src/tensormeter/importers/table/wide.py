@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.importers.registry import ImportContext, SourceError
-from tensormeter.importers.run_requests import RunRequests
-from tensormeter.importers.table.cells import labels_of, numbers_of, times_of
+from tensormeter.importers.run_requests import EXACT, Numbers, RunRequests
+from tensormeter.importers.table.cells import integers_of, labels_of, numbers_of, times_of
 from tensormeter.importers.table.files import Block
 from tensormeter.importers.table.layout import Layout
 
@@ -57,12 +57,16 @@ class WideTable:
             rows = [(text, np.flatnonzero((labels.codes == code) & has_step)) for code, text in enumerate(labels.texts)]
         else:
             rows = [("", np.flatnonzero(has_step))]
-        metrics = []
+        metrics: list[tuple[str, Numbers, NDArray[np.bool_]]] = []
         for name, cells in block.items():
             if name in (layout.step, layout.time, layout.run):
                 continue
             values, present, noun, others = numbers_of(cells)
             tally.leave_out(noun, others)
+            if values.dtype.kind == "f" and (np.abs(values) > EXACT).any():
+                integers, is_integer = integers_of(cells)
+                metrics.append((name, integers, is_integer))
+                present = present & ~is_integer
             metrics.append((name, values, present))
         for text, chosen in rows:
             if not len(chosen):
