@@ -1,6 +1,5 @@
 """Conversion of a run from another tracker to OTLP requests, with the resource, events and points that an agent would send."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, Literal
@@ -14,13 +13,8 @@ from tensormeter.conventions.limits import CONFIG_BYTES, METRIC_NAMES
 from tensormeter.conventions.nesting import flatten
 from tensormeter.conventions.semconv import (
     LOG_STREAM,
-    PROCESS_KIND,
-    RANK,
-    RUN_ATTEMPT,
     RUN_CONFIG,
     RUN_END,
-    RUN_ID,
-    RUN_NAME,
     RUN_START,
     SERVICE_INSTANCE_ID,
     SERVICE_NAME,
@@ -28,6 +22,7 @@ from tensormeter.conventions.semconv import (
 from tensormeter.errors import EncodingError
 from tensormeter.importers.plain_values import plain_document
 from tensormeter.importers.record_requests import RecordRequests
+from tensormeter.importers.run_resource import run_resource
 from tensormeter.importers.sender import Sender
 from tensormeter.importers.step_times import StepTimes
 from tensormeter.importers.tally import Tally
@@ -36,7 +31,6 @@ from tensormeter.otlp.encode import encode_metrics
 from tensormeter.otlp.media import Alert, Audio, Figure, Html, Image, Images, Media, Table, TooLargeError, Video
 from tensormeter.otlp.media import Text as TextItem
 from tensormeter.redaction import OutputMask, mask_config
-from tensormeter.settings import IDENTIFIER
 
 __all__ = ["EXACT", "MOST_INTEGER", "ItemKind", "RunRequests", "RunState"]
 
@@ -132,21 +126,9 @@ class RunRequests:
             counted: Whether to count this as a run. Pass False for further processes and attempts.
         """
         self._flush()
-        run_id = _identifier(run_id)
-        identity = "\0".join((project, run_id, process, str(rank), str(attempt)))
-        project = fit_label(project) or "imported"
-        self._process = hashlib.sha256(identity.encode("utf-8", "replace")).hexdigest()[:32]
-        attributes, _ = mask_config(plain_document(resource or {}))
-        self._resources[self._process] = {
-            **{name: value for name, value in attributes.items() if _is_attribute(value)},
-            SERVICE_NAME: project,
-            SERVICE_INSTANCE_ID: self._process,
-            PROCESS_KIND: "training",
-            RUN_ID: run_id,
-            RUN_NAME: fit_label(name, _LONGEST_NAME) or run_id,
-            RUN_ATTEMPT: attempt,
-            **({} if rank is None else {RANK: rank}),
-        }
+        described = run_resource(project, run_id, name, resource or {}, rank=rank, attempt=attempt, process=process)
+        self._process = str(described[SERVICE_INSTANCE_ID])
+        self._resources[self._process] = described
         self._step_times, self._assigned = StepTimes(), None
         body: dict[str, Value] = {
             "config": self._fitting(config or {}, "values of the configuration that are too large")
@@ -157,7 +139,7 @@ class RunRequests:
             body["tags"] = [label for tag in tags if (label := fit_label(tag))]
         self._records.add(self._process, Event(RUN_START, max(1, started), body), 0)
         self._tally.runs += counted
-        self._tally.projects[project] = None
+        self._tally.projects[str(described[SERVICE_NAME])] = None
 
     def points(
         self,
@@ -442,21 +424,6 @@ class RunRequests:
             batch = Batch(self._resources[self._process], self._series)
             self._sender.send("metrics", encode_metrics([batch]), batch.points)
         self._series, self._points = [], 0
-
-
-def _identifier(run_id: str) -> str:
-    """Return a permitted run ID: the given one, or a readable part of it with a digest."""
-    if IDENTIFIER.fullmatch(run_id):
-        return run_id
-    readable = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in run_id).strip("-")
-    digest = hashlib.sha256(run_id.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    return f"{readable[:100]}-{digest}".lstrip("-")
-
-
-def _is_attribute(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(isinstance(item, str) for item in value)
-    return isinstance(value, bool | int | float | str)
 
 
 def _size_of(value: Any) -> int:
