@@ -118,7 +118,7 @@ def _send(source: RunSource, context: ImportContext) -> None:
         context.tally.report(str(error))
     except OSError as error:
         context.tally.report(f"{source.label}: cannot read it ({error.strerror or error})")
-    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         context.tally.report(f"{source.label}: damaged; left out the rest of it ({type(error).__name__}: {error})")
 
 
