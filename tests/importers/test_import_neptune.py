@@ -1,6 +1,5 @@
 """Exports that are made by the schema of neptune-exporter, and what the server exports after their import."""
 
-import math
 import shutil
 from datetime import timedelta
 
@@ -10,7 +9,6 @@ from neptune_sample import PROJECT_2, PROJECT_3, SCHEMA, START, folder_name, mak
 
 from support.imported_runs import bits, exported_points, import_all, only_run, read_all, stored_counts
 from support.servers import Server
-from tensormeter.importers.neptune.attributes import read_attributes
 from tensormeter.importers.neptune.export import RunExport, find_runs, micro_steps, step_multiplier
 from tensormeter.importers.registry import SourceError
 
@@ -95,14 +93,6 @@ def test_files_texts_and_histograms_are_kept(url):
     assert [list(counts) for counts in run.histograms("hist").counts] == [[0, 2, 5, 0]]
     assert [(line.text, line.stream) for line in run.logs()] == [("one line", "stderr")]
     assert [(line.text, line.stream) for line in old.logs()] == [("printed", "stdout")]
-
-
-def test_nan_is_an_attribute(tmp_path):
-    write_run(tmp_path / "data", "w/p", "r", [row("best", "float", None), row("lr", "float", 0.5)])
-    (run,) = find_runs(tmp_path)
-    values = read_attributes(run).values
-    assert math.isnan(values["best"])
-    assert values["lr"] == 0.5
 
 
 @pytest.mark.parametrize("path", ["../../secret.txt", "/etc/passwd", "link.txt", "a/../../../secret.txt"])

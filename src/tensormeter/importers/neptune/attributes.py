@@ -1,6 +1,5 @@
 """Attributes of a Neptune run with a single value: what Neptune itself has recorded, and the configuration."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -101,10 +100,7 @@ def _values(run: RunExport) -> Iterator[tuple[str, str, str, Any]]:
 
 
 def _value(row: Mapping[str, Any]) -> Any:
-    kind = row["attribute_type"]
-    value = row.get(f"{kind}_value")
-    if value is None and kind == "float":
-        return math.nan  # the exporter writes NaN as null
+    value = row.get(f"{row['attribute_type']}_value")
     if isinstance(value, datetime):
         return value if value.tzinfo is not None else value.replace(tzinfo=UTC)
     return value
