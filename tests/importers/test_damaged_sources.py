@@ -15,13 +15,11 @@ from click.testing import CliRunner
 from support.import_server import counted, left_out
 from support.record_logs import record_log
 from tensormeter.archive.layout import references_in
-from tensormeter.cli import import_ as import_command
 from tensormeter.cli.import_ import import_
 from tensormeter.conventions.semconv import RUN_ID
 from tensormeter.importers.point_block import PointBlock
 from tensormeter.importers.registry import Options
 from tensormeter.importers.run_requests import RunRequests
-from tensormeter.importers.table import TableFile
 from tensormeter.importers.table.cells import numbers_of, times_of
 from tensormeter.importers.table.files import read_blocks
 from tensormeter.importers.tally import Tally
@@ -93,11 +91,11 @@ def item(key, value):
         ("_timestamp", -5),
     ],
 )
-def test_a_wandb_row_with_an_invalid_place_is_left_out(read_only, tmp_path, key, value):
+def test_a_wandb_row_with_an_invalid_step_or_time_keeps_its_values(read_only, tmp_path, key, value):
     path = wandb_file(tmp_path, item("loss", 7), item("new", 7), item(key, value))
     counts, missing = read_only(path)
-    assert counts["points"] == 2
-    assert missing == {"rows with invalid steps or times": 1}
+    assert counts["points"] == 4
+    assert missing == {"invalid steps and times, which the rest of their row replaces": 1}
 
 
 def test_a_damaged_wandb_value_costs_nothing_else(read_only, tmp_path):
@@ -417,19 +415,3 @@ def test_the_attempt_of_a_wandb_run_does_not_depend_on_the_working_folder(tmp_pa
     assert [run.attempt for run in find_wandb(os.fspath(tmp_path), Options())] == [1, 2]
     monkeypatch.chdir(tmp_path / "run-20250102_000000-p")
     assert [run.attempt for run in find_wandb("run-p.wandb", Options())] == [2]
-
-
-def test_a_source_that_cannot_be_read_does_not_end_the_import(tmp_path, monkeypatch):
-    class Unreadable:
-        label, size = "unreadable", 0
-
-        def send(self, context):
-            raise KeyError("column")
-
-    (tmp_path / "table.csv").write_text("step,loss\n0,1\n")
-    table = TableFile(tmp_path / "table.csv")
-    monkeypatch.setattr(import_command, "find_sources", lambda *arguments: ("table", [Unreadable(), table]))
-    result = CliRunner().invoke(import_, [os.fspath(tmp_path), "--dry-run"], env={"COLUMNS": "200"})
-    assert result.exit_code == 1
-    assert "unreadable: damaged; left out the rest of it (KeyError: 'column')" in result.output
-    assert counted(result)["points"] == 1

@@ -1,5 +1,6 @@
 """The command itself: interruptions, faults, dry runs and what it prints."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from support.ports import reserve_port
 from support.processes import clean_environment
 from support.waiting import wait_for
 from tensormeter.cli.import_ import import_
+from tensormeter.importers.table import TableFile as TableSource
 
 ROWS = 10_000
 
@@ -76,6 +78,33 @@ def test_paths_that_cannot_be_imported_are_reported_and_others_are(server, run_i
     nothing = run_import(tmp_path / "missing", status=1).output.splitlines()
     assert nothing == [f"{tmp_path / 'missing'}: no such file or folder; check the path"]
     assert "unknown.bin: found no runs of a known kind" in result.output
+    assert counted(result)["runs"] == 1
+
+
+def test_named_pipes_are_not_opened(run_import, tmp_path):
+    """Nothing writes to these pipes, so an import that opened one would wait for ever."""
+    names = ("pipe", "archive/manifest.json", "sums/SHA256SUMS", "mlflow/mlflow.db", "trackio/project.db", "tfevents.1")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "sums" / "runs.parquet").mkdir()
+    paths = [tmp_path / name.split("/")[0] for name in names]
+    assert run_import(*paths, "", status=1).output.count("found no runs of a known kind") == len(paths)
+
+
+def test_an_unforeseen_error_costs_one_source(run_import, tmp_path, monkeypatch):
+    for name in ("first", "second"):
+        (tmp_path / f"{name}.csv").write_text("step,loss\n0,1\n")
+    send = TableSource.send
+
+    def fail(source, context):
+        if "first" in source.label:
+            raise RecursionError("odd contents")
+        send(source, context)
+
+    monkeypatch.setattr(TableSource, "send", fail)
+    result = run_import(tmp_path, "--project", "unforeseen", status=1)
+    assert "first.csv: damaged (RecursionError: odd contents); imported what had been read before" in result.output
     assert counted(result)["runs"] == 1
 
 

@@ -187,6 +187,53 @@ def test_links_out_of_the_folder_are_not_followed(samples, tmp_path):
     assert any("leads out of" in fault for fault in tally.faults)
 
 
+def test_artifacts_behind_a_link_are_not_read_and_cost_no_other_run(samples, tmp_path):
+    secret = tmp_path / "secret" / "artifacts"
+    secret.mkdir(parents=True)
+    (secret / "key.txt").write_text("secret")
+    for name in ("mlruns", "mlflow.db"):
+        path = tmp_path / name
+        shutil.copytree(samples[name], path)
+        for artifacts in [folder for folder in path.rglob("artifacts") if folder.is_dir()]:
+            shutil.rmtree(artifacts)
+            artifacts.symlink_to(secret)
+        whole, sent = read_all(samples[name]), []
+        tally = read_all(path, sent)
+        assert not any(b"secret" in body for body in sent)
+        assert (tally.runs, tally.points) == (whole.runs, whole.points)
+
+
+def test_aliases_in_descriptions_are_not_written_out(samples, tmp_path):
+    """Each level has ten times as many elements as the one below, but YAML shares them."""
+    path = tmp_path / "mlruns"
+    shutil.copytree(samples["mlruns"] / "mlruns", path)
+    levels = ["a0: &a0 [x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+    (run,) = {metric.parents[2] for metric in path.glob("*/*/metrics/train/loss")}
+    for folder, key in ((run, "run_name"), (run.parent, "name")):
+        kept = [
+            line
+            for line in (folder / "meta.yaml").read_text().splitlines()
+            if not line.startswith((f"{key}:", "artifact_uri", "status"))
+        ]
+        lines = [*kept, *levels, f"{key}: *a11", "artifact_uri: *a11", "status: *a11"]
+        (folder / "meta.yaml").write_text("\n".join(lines))
+    assert read_all(path).runs == read_all(samples["mlruns"]).runs
+
+
+@pytest.mark.parametrize(
+    "table",
+    ["CREATE TABLE metrics (key, value AS (zeroblob(60000000)))", "CREATE VIRTUAL TABLE metrics USING fts5(key)"],
+)
+def test_tables_that_compute_their_contents_are_not_read(samples, tmp_path, table):
+    path = tmp_path / "mlflow.db"
+    shutil.copy(samples["mlflow.db"] / "mlflow.db", path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DROP TABLE metrics")
+        connection.execute(table)
+    with pytest.raises(SourceError, match="found no runs"):
+        read_all(path)
+
+
 def test_a_truncated_database_is_reported(samples, tmp_path):
     path = tmp_path / "mlflow.db"
     data = (samples["mlflow.db"] / "mlflow.db").read_bytes()

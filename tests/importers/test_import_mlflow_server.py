@@ -135,6 +135,8 @@ def odd_server():
             status, body = answers[min(len(seen), len(answers)) - 1]
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             self.send_response(status)
+            if status == 307:
+                self.send_header("Location", "http://user:secret@127.0.0.1:1/inner")
             self.end_headers()
             self.wfile.write(body)
 
@@ -192,6 +194,31 @@ def test_a_server_that_repeats_its_page_does_not_keep_the_import(odd_server):
     answers.append((200, json.dumps(page).encode()))
     assert read_all(address).runs == 0
     assert len(seen) < 20
+
+
+def test_a_redirect_is_named_but_not_followed(odd_server, monkeypatch):
+    address, answers, seen = odd_server
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret-token")
+    answers.append((307, b""))
+    with pytest.raises(SourceError, match=r"redirects to http://\*\*\*@127.0.0.1:1/inner; .* import from that address"):
+        read_all(address)
+    assert len(seen) == 1
+
+
+def test_pages_that_repeat_end_the_listing(odd_server):
+    address, answers, seen = odd_server
+    experiments = {"experiments": [{"experiment_id": "1", "name": "e"}]}
+    runs = {"runs": [], "next_page_token": "same"}
+    answers += [(200, json.dumps(document).encode()) for document in (experiments, runs)]
+    assert read_all(address).runs == 0
+    assert len(seen) == 7
+
+
+def test_documents_with_too_many_values_are_refused(odd_server):
+    address, answers, _ = odd_server
+    answers.append((200, b'{"experiments": [' + b"[]," * 1_000_001 + b"1]}"))
+    with pytest.raises(SourceError, match="more than 2,000,000 values"):
+        read_all(address)
 
 
 def test_responses_beyond_the_limit_are_not_read_to_the_end(odd_server):

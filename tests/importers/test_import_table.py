@@ -5,11 +5,15 @@ import os
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from support.import_server import left_out
+from support.import_server import counted, left_out
 from tensormeter.cli.export import export
+from tensormeter.importers.table.files import read_blocks
+from tensormeter.importers.tally import Tally
 
 T0 = 1_750_000_000
 
@@ -79,7 +83,7 @@ def test_a_column_can_separate_runs(server, run_import, save):
 
 def test_times_may_be_texts(server, run_import, tmp_path):
     path = tmp_path / "texts.csv"
-    path.write_text("step;time;loss\n0;2025-01-01T00:00:00Z;1\n1;2025-01-01 01:00:01+01:00;2\n2;;3\n")
+    path.write_text("step;time;loss\n0;2025-01-01T00:00:00Z;1\n1;2025-01-01 01:00:01+01:00;2\n2;9999-01-01;3\n")
     run_import(path, "--project", "texts")
     run = server.contents("texts")["texts"]
     assert run["run"]["started"] == "1735689600000000000"
@@ -156,6 +160,51 @@ def test_rows_that_do_not_fit_are_counted(server, run_import, tmp_path):
     result = run_import(path, "--project", "odd")
     assert server.contents("odd")["odd"]["series"]["loss"][0]["step"] == [0, 4]
     assert left_out(result) == {"rows with another number of cells than the header": 2, "rows without a step": 2}
+
+
+def test_the_unnamed_index_of_pandas_is_no_column_of_runs(server, run_import, tmp_path):
+    path = tmp_path / "indexed.csv"
+    pd.DataFrame({"step": [4, 5], "loss": [1.0, 2.0]}).to_csv(path)
+    run_import(path, "--project", "indexed")
+    run = server.contents("indexed")["indexed"]
+    assert (run["series"]["loss"][0]["step"], run["series"]["loss"][0]["value"]) == ([4, 5], [1, 2])
+
+
+def test_text_of_excel_is_read_as_utf_16(server, run_import, tmp_path):
+    path = tmp_path / "excel.csv"
+    path.write_bytes("step\tl\u00f6ss\r\n0\t1\r\n1\t2\r\n".encode("utf-16"))
+    run_import(path, "--project", "excel")
+    assert server.contents("excel")["excel"]["series"]["l\u00f6ss"][0]["value"] == [1, 2]
+
+
+def test_columns_of_parquet_with_odd_types_and_times(server, run_import, tmp_path):
+    path = tmp_path / "odd.parquet"
+    times = pa.array([1_750_000_000_000_000, 253_000_000_000_000_000], pa.timestamp("us"))  # the second one is in 9987
+    pq.write_table(pa.table({"step": [0, 1], "time": times, "x": pa.array([1.5, 2.5]).dictionary_encode()}), path)
+    run_import(path, "--project", "types")
+    run = server.contents("types")["odd"]
+    (x,) = run["series"]["x"]
+    assert x["value"] == [1.5, 2.5]
+    assert x["time"] == [1_750_000_000 * 10**9, path.stat().st_mtime_ns + 1_000_000]
+
+
+def test_lines_and_headers_without_end_are_refused(run_import, tmp_path, monkeypatch):
+    monkeypatch.setattr("tensormeter.importers.table.files._LONGEST_LINE", 1 << 20)
+    (tmp_path / "line.csv").write_text("step,loss\n0,1\n1," + "2" * (1 << 20))
+    (tmp_path / "header.csv").write_text(",".join(map(str, range(100_001))) + "\n1\n")
+    result = run_import(tmp_path, "--project", "endless", status=1)
+    assert "line.csv: the rest is not CSV (a line is longer than 1 MiB)" in result.output
+    assert "header.csv: the rest is not CSV (more than 100,000 columns)" in result.output
+    assert counted(result)["points"] == 1
+
+
+def test_rows_with_different_keys_do_not_multiply(tmp_path):
+    """A block has a cell for each of its rows and keys, so it must end before there are many."""
+    path = tmp_path / "keys.jsonl"
+    path.write_text("".join(json.dumps({f"k{row}.{key}": 1 for key in range(100)}) + "\n" for row in range(300)))
+    blocks = list(read_blocks(path, Tally(), lambda size: None))
+    assert max(len(block) * len(next(iter(block.values()))) for block in blocks) <= 1_010_000
+    assert sum(cell is not None for block in blocks for cells in block.values() for cell in cells) == 30_000
 
 
 def test_a_missing_column_is_named(run_import, tmp_path):

@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.plugins.histogram.metadata import create_summary_metadata as histogram_metadata
 from tensorboard.plugins.scalar.metadata import create_summary_metadata as scalar_metadata
@@ -154,6 +155,30 @@ def test_a_damaged_length_ends_the_file(server, run_import, copied):
     assert "left out the rest of the file" in result.output
 
 
+def test_a_record_beyond_the_limit_is_skipped(run_import, tmp_path, monkeypatch):
+    monkeypatch.setattr("tensormeter.importers.tensorboard.record_file._LONGEST_RECORD", 1 << 20)
+    writer = EventFileWriter(str(tmp_path / "run"))
+    for step in range(2):
+        value = Summary.Value(tag="loss", simple_value=step)
+        writer.add_event(Event(wall_time=1_750_000_000 + step, step=step, summary=Summary(value=[value])))
+        writer.add_event(Event(wall_time=1_750_000_000, graph_def=bytes(6 << 20)))
+    writer.close()
+    result = run_import(tmp_path, "--project", "graphs", status=1)
+    assert result.output.count("has 6 MiB; skipped it") == 2
+    assert counted(result)["points"] == 2
+
+
+def test_an_hparams_message_that_is_damaged_costs_only_itself(run_import, tmp_path):
+    writer = EventFileWriter(str(tmp_path / "run"))
+    metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="hparams", content=b"\x1a\x05x"))
+    values = [Summary.Value(tag="_hparams_", metadata=metadata), Summary.Value(tag="loss", simple_value=1)]
+    writer.add_event(Event(wall_time=1_750_000_000, step=1, summary=Summary(value=values)))
+    writer.close()
+    result = run_import(tmp_path, "--project", "hparams", status=1)
+    assert counted(result)["points"] == 1
+    assert left_out(result) == {"damaged values in event files": 1}
+
+
 def test_a_restart_becomes_an_attempt_that_shadows_what_it_repeats(server, run_import, tmp_path):
     for start, steps in ((0, range(10)), (6, range(6, 12))):
         writer = EventFileWriter(str(tmp_path / "run"), filename_suffix=f".{start}")
@@ -191,6 +216,27 @@ def test_the_newer_forms_of_scalars_and_histograms(server, run_import, tmp_path)
     assert len(run["histograms"]["h"]) == 3
     assert sum(run["histograms"]["h"][0]["counts"]) == 7
     assert sum(run["histograms"]["e"][0]["counts"]) == 5
+
+
+def test_short_floats_and_invalid_times_are_read(server, run_import, tmp_path):
+    writer = EventFileWriter(str(tmp_path / "run"))
+    bfloat = TensorProto(dtype=14, half_val=[0x3F80])  # 1.0
+    packed = TensorProto(dtype=14, tensor_content=b"\x00\x40")  # 2.0
+    tensors = {"half": make_tensor_proto(0.5, np.float16), "bfloat": bfloat, "packed": packed}
+    for wall_time in (1_750_000_000.0, float("nan"), 1e300, -1.0):
+        values = [
+            Summary.Value(tag=tag, tensor=tensor, metadata=scalar_metadata("", "")) for tag, tensor in tensors.items()
+        ]
+        writer.add_event(Event(wall_time=wall_time, step=1, summary=Summary(value=values)))
+    writer.close()
+    run_import(tmp_path, "--project", "shorts")
+    run = server.contents("shorts")["run"]
+    assert {name: series[0]["value"][-1] for name, series in run["series"].items() if name in tensors} == {
+        "half": 0.5,
+        "bfloat": 1,
+        "packed": 2,
+    }
+    assert run["run"]["state"] == "finished"
 
 
 def test_links_are_not_followed(run_import, recorded, tmp_path):

@@ -14,6 +14,8 @@ from support.import_server import counted, left_out
 from support.processes import clean_environment, run_python
 from support.record_logs import BLOCK, record_log
 from tensormeter.cli.export import export
+from tensormeter.importers.registry import Options
+from tensormeter.importers.wandb import find
 from tensormeter.importers.wandb.messages import record_kind
 from tensormeter.importers.wandb.record_log import read_records
 
@@ -123,7 +125,7 @@ def test_the_export_of_an_imported_run_equals_what_was_logged(server, run_import
 def test_a_file_that_ends_early_is_read_up_to_there(server, run_import, copied):
     (file,) = copied.glob("*.wandb")
     data = file.read_bytes()
-    file.write_bytes(data[: len(data) // 2])
+    file.write_bytes(data[: data.index(b"loss", len(data) // 2)])
     result = run_import(copied, "--project", "cut", status=1)
     assert "ends within a record" in result.output
     (run,) = server.contents("cut").values()
@@ -177,6 +179,14 @@ def test_a_resumed_run_becomes_an_attempt(server, run_import, copied):
     (run,) = server.get("/api/v1/runs", project="resumed")["runs"]
     about = server.get(f"/api/v1/runs/{run['id']}", project="resumed")
     assert sorted(process["attempt"] for process in about["processes"]) == [1, 2]
+
+
+def test_resumptions_within_a_second_are_attempts_too(copied):
+    """W&B appends a number to the name of a folder that exists already."""
+    for name in (f"{copied.name}-1", "offline-run-29990101_000000-1"):
+        shutil.copytree(copied, copied.parent / name)
+    attempts = {source.path.parent.name: source.attempt for source in find(str(copied.parent), Options())}
+    assert attempts == {copied.name: 1, f"{copied.name}-1": 2, "offline-run-29990101_000000-1": 3}
 
 
 def test_the_metadata_file_of_older_versions_describes_the_process(server, run_import, copied):

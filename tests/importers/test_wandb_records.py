@@ -135,3 +135,41 @@ def test_the_kind_of_a_record_is_found_behind_its_envelope():
         assert record_kind(b"\x82\x01\x03abc" + record.SerializeToString()) == number  # field 16, `control`
     assert record_kind(b"") == record_kind(b"\x08") == 0
     assert HistoryRow.FromString(b"").item == []
+
+
+@pytest.mark.parametrize("step", [b"1.5", b"1e400", b"NaN", b"9223372036854775808"])
+def test_invalid_steps_and_times_cost_no_other_value(contents_of, step):
+    run_id = f"step-{step.decode()}"
+    odd = Record()
+    odd.ParseFromString(history_record({"_step": 0, "_timestamp": 1_750_000_000, "loss": 1, "text": "kept"}))
+    odd.history.step.num = 7
+    for index, key in ((0, "_step"), (1, "_timestamp")):
+        odd.history.item[index] = HistoryItem(key=key, value_json=step).SerializeToString()
+    odd.history.item.append(HistoryItem(key="lost").SerializeToString()[:-1])
+    rows = [{"_step": number, "_timestamp": 1_750_000_000 + number, "loss": number} for number in range(8, 12)]
+    run, result = contents_of(run_id, odd.SerializeToString(), *map(history_record, rows))
+    assert (run["series"]["loss"][0]["step"], run["series"]["loss"][0]["value"]) == (
+        [7, 8, 9, 10, 11],
+        [1, 8, 9, 10, 11],
+    )
+    assert left_out(result)["damaged values in the history"] == 1
+    assert left_out(result)["invalid steps and times, which the rest of their row replaces"] >= 1
+
+
+def test_a_file_is_whole_only_between_its_records(tmp_path):
+    records = [b"first", b"second" * 7, b"x" * 2 * BLOCK]
+    whole = {len(record_log(records[:count])) for count in range(len(records) + 1)}
+    data, path = record_log(records), tmp_path / "cut.wandb"
+    edges = {
+        *range(7, 80),
+        *range(BLOCK - 8, BLOCK + 9),
+        *range(2 * BLOCK - 8, 2 * BLOCK + 9),
+        len(data) - 1,
+        len(data),
+    }
+    for size in edges:
+        path.write_bytes(data[:size])
+        faults = []
+        kept = list(read_records(path, damage=faults.append))
+        assert kept == records[: len(kept)]
+        assert len(faults) == (size not in whole), size

@@ -1,5 +1,6 @@
 """Checksums of an archive's files, in the form that `sha256sum --check` reads."""
 
+import errno
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ _MOST_BYTES: Final = 1 << 30
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 digest of a file in hexadecimal. Raises OSError."""
+    if not path.is_file():  # opening a named pipe would wait
+        raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -33,6 +36,8 @@ def read_sums(folder: Path) -> Mapping[str, str]:
     """
     path = folder / SUMS
     try:
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
         if path.stat().st_size > _MOST_BYTES:
             raise TensormeterError(f"{path}: the file is larger than {_MOST_BYTES >> 20} MiB; export the project again")
         lines = path.read_text("utf-8").splitlines()

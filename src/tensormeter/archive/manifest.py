@@ -73,7 +73,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _document(path: Path) -> dict[str, Any] | None:
     try:
-        if path.stat().st_size > _MOST_BYTES:
+        if not path.is_file() or path.stat().st_size > _MOST_BYTES:
             return None
         document = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -15,7 +15,14 @@ from tensormeter.cli.options import endpoint_option
 from tensormeter.cli.terminal import plain
 from tensormeter.client import Connection
 from tensormeter.errors import UsageError
-from tensormeter.importers.registry import KINDS, ImportContext, Options, RunSource, SourceError, find_sources
+from tensormeter.importers.registry import (
+    KINDS,
+    ImportContext,
+    Options,
+    RunSource,
+    find_sources,
+    skipping_damage,
+)
 from tensormeter.importers.sender import NullSender, Sender, ServerSender
 from tensormeter.importers.tally import Tally
 from tensormeter.settings import Settings
@@ -83,7 +90,8 @@ def import_(
             context = ImportContext(sender, tally, options, advance, lambda text: _print(console, text), api)
             for source in sources:
                 begin(source)
-                _send(source, context)
+                with skipping_damage(tally, source.label):
+                    source.send(context)
             sender.flush()
     except KeyboardInterrupt:
         console.print("interrupted; run the same command again to continue")
@@ -99,27 +107,12 @@ def import_(
 def _find(paths: tuple[str, ...], kind: str, options: Options, tally: Tally, console: Console) -> list[RunSource]:
     sources: list[RunSource] = []
     for path in paths:
-        try:
+        with skipping_damage(tally, path):
             name, of_path = find_sources(path, kind, options)
-        except (SourceError, OSError) as error:
-            tally.report(str(error))
-            continue
-        noun = "source" if len(of_path) == 1 else "sources"
-        _print(console, f"{path}: {name}, {len(of_path):,} {noun}")
-        sources += of_path
+            noun = "source" if len(of_path) == 1 else "sources"
+            _print(console, f"{path}: {name}, {len(of_path):,} {noun}")
+            sources += of_path
     return sources
-
-
-def _send(source: RunSource, context: ImportContext) -> None:
-    """Send one source. A source that cannot be read is reported, and the import continues with the next one."""
-    try:
-        source.send(context)
-    except SourceError as error:
-        context.tally.report(str(error))
-    except OSError as error:
-        context.tally.report(f"{source.label}: cannot read it ({error.strerror or error})")
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        context.tally.report(f"{source.label}: damaged; left out the rest of it ({type(error).__name__}: {error})")
 
 
 class _Counts(ProgressColumn):

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from tensormeter.conventions.limits import IMAGE_BYTES, MEDIA_BYTES, PIXEL_BYTES, TABLE_CELLS, TEXT_BYTES
 from tensormeter.conventions.media_types import content_type_of
+from tensormeter.importers.bounded_parsing import has_too_many_values
 from tensormeter.importers.run_requests import ItemKind
 
 __all__ = ["FileItem", "image_size", "item_of_file", "plotly_figure", "size_limit"]
@@ -102,7 +103,7 @@ def plotly_figure(page: str) -> str | None:
     match = None
     for match in _NEW_PLOT.finditer(page):  # noqa: B007 - the last one; earlier ones are in Plotly's own script
         pass
-    if match is None:
+    if match is None or has_too_many_values(page[match.end() :]):
         return None
     try:
         data, end = json.JSONDecoder().raw_decode(page, match.end())

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import IO, Final
 
 from tensormeter.errors import EncodingError
+from tensormeter.importers.bounded_parsing import has_too_many_values
 from tensormeter.importers.registry import FileSource, ImportContext, Options
 from tensormeter.otlp.json_lines import decode_line
 
 __all__ = ["OtlpLines", "find"]
 
 _LONGEST_LINE: Final = 256 << 20
+_MOST_VALUES: Final = 5_000_000
 _LONGEST_START: Final = 4096
 _ROOTS: Final = (b'"resourceMetrics"', b'"resourceLogs"')
 
@@ -36,6 +38,8 @@ class OtlpLines(FileSource):
             for number, line in _lines(file):
                 context.advance(len(line))
                 try:
+                    if has_too_many_values(line, _MOST_VALUES):
+                        raise EncodingError(f"more than {_MOST_VALUES:,} values")
                     signal, body, items = decode_line(line)
                 except EncodingError as error:
                     context.tally.report(f"{self.path}:{number}: skipped, {error}")

@@ -70,13 +70,6 @@ class PointBlock:
         if self._values >= _MOST_VALUES or self.row >= _MOST_ROWS:
             self.flush()
 
-    def drop_row(self) -> None:
-        """Remove the values of a row that is not completed."""
-        for column in self.columns.values():
-            while column.rows and column.rows[-1] == self.row:
-                column.rows.pop()
-                column.texts.pop()
-
     def flush(self) -> None:
         """Pass on the points."""
         if self.row:

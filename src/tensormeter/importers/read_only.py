@@ -27,6 +27,8 @@ def has_tables(path: Path, tables: Mapping[str, Collection[str]]) -> bool:
         tables: Names of columns by table. A table may have further columns.
     """
     try:
+        if not path.is_file():  # opening a named pipe would wait
+            return False
         with path.open("rb") as file:
             if file.read(len(_MAGIC)) != _MAGIC:
                 return False
@@ -67,13 +69,20 @@ def open_read_only(path: Path) -> sqlite3.Connection:
 
 
 def columns_of(connection: sqlite3.Connection, table: str) -> set[str]:
-    """Return the names of a table's columns; none if there is no such table, or if it is a view.
+    """Return the names of a table's columns; none if there is no such table, or if it computes its contents.
 
-    Views are not read, because a view can run for any length of time.
+    Views, virtual tables and tables with generated columns are not read. They can take any time, and make any amount of data.
+
+    Raises:
+        sqlite3.Error: The database is damaged.
     """
-    with closing(connection.cursor()) as cursor:
-        kind = cursor.execute("SELECT type FROM sqlite_master WHERE name = ?", (table,)).fetchone()
-        if kind is None or kind[0] != "table":
-            return set()
-        quoted = table.replace('"', '""')
-        return {str(row[1]) for row in cursor.execute(f'PRAGMA table_info("{quoted}")')}
+    try:
+        with closing(connection.cursor()) as cursor:
+            entry = cursor.execute("SELECT type, rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+            if entry is None or entry[0] != "table" or not entry[1]:  # a virtual table has no page
+                return set()
+            quoted = table.replace('"', '""')
+            columns = cursor.execute(f'PRAGMA table_xinfo("{quoted}")').fetchall()
+    except UnicodeDecodeError:  # the text of the error contains parts of the file
+        raise sqlite3.DatabaseError("the schema is damaged") from None
+    return set() if any(hidden for *_, hidden in columns) else {str(name) for _, name, *_ in columns}

@@ -6,17 +6,28 @@ a path or URI, and nothing if it is of another kind. It reads as little as possi
 """
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
-from tensormeter.errors import TensormeterError
+from tensormeter.errors import EncodingError, TensormeterError
 from tensormeter.importers.run_requests import RunRequests
 from tensormeter.importers.sender import Sender
 from tensormeter.importers.tally import Tally
 
-__all__ = ["KINDS", "FileSource", "ImportContext", "Options", "RunSource", "ServerApi", "SourceError", "find_sources"]
+__all__ = [
+    "KINDS",
+    "FileSource",
+    "ImportContext",
+    "Options",
+    "RunSource",
+    "ServerApi",
+    "SourceError",
+    "find_sources",
+    "skipping_damage",
+]
 
 KINDS: Final = {
     "archive": "tensormeter.importers.archive",
@@ -145,6 +156,34 @@ class FileSource:
         return self.path.stat().st_size
 
 
+@contextmanager
+def skipping_damage(tally: Tally, label: str) -> Iterator[None]:
+    """Report an error that a source's contents cause, so that the import continues with what follows the block.
+
+    Modules of a kind count and skip damaged items. This is the last resort, because libraries raise many types.
+
+    Args:
+        tally: Counts of the import.
+        label: Name of the run or source that the block reads.
+
+    Raises:
+        TensormeterError: The requests could not be sent. Other errors are reported.
+    """
+    try:
+        yield
+    except SourceError as error:
+        tally.report(str(error))
+    except OSError as error:
+        tally.report(f"{label}: cannot read it ({error.strerror or error})")
+    except Exception as error:
+        if isinstance(error, TensormeterError) and not isinstance(error, EncodingError):
+            raise
+        tally.leave_out("rest of runs that are damaged")
+        tally.report(
+            f"{label}: damaged ({type(error).__name__}: {str(error)[:200]}); imported what had been read before"
+        )
+
+
 _Find = Callable[[str, Options], Iterable[RunSource]]
 
 
@@ -159,6 +198,8 @@ def find_sources(address: str, kind: str, options: Options) -> tuple[str, list[R
     Raises:
         SourceError: The address does not exist, is of no known kind, or has no runs.
     """
+    if not address:
+        raise SourceError("the path is empty; to import the current folder, pass .")
     is_uri = "://" in address
     if not is_uri and not Path(address).exists():
         raise SourceError(f"{address}: no such file or folder; check the path")

@@ -58,6 +58,7 @@ EXACT: Final = 1 << 53
 _MOST_POINTS: Final = 50_000
 """Number of points from which on a request is sent, as in an agent's requests."""
 _LONGEST_NAME: Final = 1024
+_MOST_BUCKETS: Final = 100_000
 _NO_ATTRIBUTES: Final[Mapping[str, Attribute]] = MappingProxyType({})
 
 Numbers = NDArray[np.float64] | NDArray[np.int64]
@@ -236,6 +237,9 @@ class RunRequests:
             return
         bounds = np.asarray(edges, np.float64)
         numbers = np.asarray(counts, np.float64)
+        if numbers.size > _MOST_BUCKETS:
+            self._tally.leave_out(f"histograms with more than {_MOST_BUCKETS:,} buckets")
+            return
         is_valid = (
             bounds.ndim == numbers.ndim == 1
             and len(bounds) == len(numbers) + 1

@@ -90,7 +90,7 @@ class ArchiveFolder:
             SourceError: The file is damaged.
         """
         path = self.path / media_path(digest, content_type)
-        if not path.exists():
+        if not path.is_file():
             return None
         if path.is_symlink() or path.stat().st_size > MEDIA_BYTES or file_digest(path) != digest:
             raise SourceError(f"{path}: the file is damaged, because its checksum differs from its name")

@@ -8,7 +8,9 @@ from typing import Any, Final
 
 from tensormeter.conventions.limits import TABLE_CELLS, TABLE_IMAGES, TEXT_BYTES
 from tensormeter.conventions.media_types import content_type_of
+from tensormeter.errors import EncodingError
 from tensormeter.importers.artifact_records import artifact_record
+from tensormeter.importers.bounded_parsing import parse_json
 from tensormeter.importers.confined_folder import FileEntry, FileTooLargeError
 from tensormeter.importers.media_files import FileItem, image_size, item_of_file, size_limit
 from tensormeter.importers.mlflow.destination_files import PlacedFile, alert_of, place_of
@@ -213,10 +215,10 @@ def _is_in(path: str, folder: str) -> bool:
 
 def _json_table(data: bytes) -> tuple[list[str], list[list[Any]]] | None:
     try:
-        document = json.loads(data)
+        document = parse_json(data)
         columns = [str(column) for column in document["columns"]]
         rows = [list(row) for row in document["data"]]
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (EncodingError, TypeError, KeyError):
         return None
     return (columns, rows) if len(rows) * (len(columns) + 1) <= TABLE_CELLS else None
 

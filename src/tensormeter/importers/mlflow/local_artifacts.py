@@ -37,7 +37,7 @@ def local_folder(run: TrackedRun, base: Path) -> Path | None:
     """Return the folder of a run's artifacts; None if the artifacts are in a remote store or the folder does not exist.
 
     The address comes from the database. Only folders that end as MLflow's do, in `EXPERIMENT/RUN/artifacts`, are
-    accepted, so that a database cannot choose another folder of this machine.
+    accepted, also after links are resolved, so that a database cannot choose another folder of this machine.
 
     Args:
         run: The run.
@@ -52,7 +52,9 @@ def local_folder(run: TrackedRun, base: Path) -> Path | None:
         candidates.insert(0, base / path)
     elif parts.scheme != "mlflow-artifacts":
         return None
-    return next((folder for folder in candidates if folder.is_dir()), None)
+    return next(
+        (folder for folder in candidates if folder.is_dir() and folder.resolve().parts[-2:] == path.parts[-2:]), None
+    )
 
 
 def are_elsewhere(run: TrackedRun, base: Path) -> bool:

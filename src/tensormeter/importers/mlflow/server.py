@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from tensormeter.importers.bounded_parsing import MOST_VALUES, has_too_many_values
 from tensormeter.importers.confined_folder import FileEntry, FileTooLargeError
 from tensormeter.importers.mlflow.store import PARENT_TAG, MetricBlock, Relation, TrackedRun, restore_infinities
 from tensormeter.importers.registry import SourceError
@@ -24,9 +25,9 @@ _API: Final = "/api/2.0/mlflow/"
 _ARTIFACT: Final = "/get-artifact"
 _POINTS: Final = 25_000
 """Points of a page of a metric's history. MLflow's server permits no more."""
-_RUNS: Final = 500
+_RUNS: Final = 100
 _EXPERIMENTS: Final = 1000
-_LARGEST_PAGE: Final = 256 << 20
+_LARGEST_PAGE: Final = 64 << 20
 _CHUNK: Final = 1 << 20
 _REQUESTS: Final = 4
 """Number of metrics that are requested at once."""
@@ -124,6 +125,8 @@ class ServerStore:
         """
         fields: _Json = {"params": parameters} if method == "GET" else {"json": parameters}
         body = self._request(f"{_API}{name}", method, _LARGEST_PAGE, **fields)
+        if has_too_many_values(body):
+            raise SourceError(f"{self._shown}: a response has more than {MOST_VALUES:,} values")
         try:
             document = json.loads(body)
         except (ValueError, RecursionError):
@@ -148,7 +151,9 @@ class ServerStore:
         from mlflow.utils.rest_utils import http_request
 
         try:
-            response = http_request(self._credentials, endpoint, method, stream=True, **fields)  # type: ignore[no-untyped-call]
+            response = http_request(  # type: ignore[no-untyped-call]
+                self._credentials, endpoint, method, stream=True, allow_redirects=False, **fields
+            )
             with response:
                 chunks, size = [], 0
                 for chunk in response.iter_content(_CHUNK):
@@ -162,6 +167,9 @@ class ServerStore:
                 f"{self._shown}: no response; start the tracking server or check the address ({cause})"
             ) from None
         body = b"".join(chunks)
+        if response.is_redirect:  # to any address, even one that only this machine can reach
+            place = mask_addresses(str(response.headers["location"]))[:300]
+            raise SourceError(f"{self._shown} redirects to {place}; if it is right, import from that address")
         if response.status_code != 200:
             hint = " (set MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
             raise SourceError(

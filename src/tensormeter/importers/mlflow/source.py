@@ -11,7 +11,7 @@ from tensormeter.importers.mlflow.file_store import FileStore, is_file_store
 from tensormeter.importers.mlflow.run_import import RunImport
 from tensormeter.importers.mlflow.server import ServerStore
 from tensormeter.importers.mlflow.store import Lineage, TrackingStore
-from tensormeter.importers.registry import ImportContext, Options, SourceError
+from tensormeter.importers.registry import ImportContext, Options, SourceError, skipping_damage
 from tensormeter.importers.tally import Tally
 from tensormeter.redaction import mask_address
 
@@ -74,7 +74,8 @@ class StoreSource:
             if context.options.name and len(lineage) > 1:
                 raise SourceError(f"{self.label}: --name is for one run, but there are {len(lineage):,}; leave it out")
             for run in store.runs():
-                RunImport(store, run, context, lineage.group_of(run.run_id)).send()
+                with skipping_damage(context.tally, f"{self.label}: run {run.run_id}"):
+                    RunImport(store, run, context, lineage.group_of(run.run_id)).send()
             for kind, count in store.left_out().items():
                 context.tally.leave_out(kind, count)
         finally:

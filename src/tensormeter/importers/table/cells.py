@@ -28,6 +28,9 @@ _LARGEST: Final = 1 << 1023
 _SCALES: Final = ((1e17, 1), (1e14, 1_000), (1e11, 1_000_000), (1e8, 1_000_000_000))
 """Nanoseconds per unit of a time, by the least number that is taken for a time in that unit."""
 
+_MOST_SECONDS: Final = 9_000_000_000
+"""Seconds since the Unix epoch that fit into 64 bits as nanoseconds."""
+
 
 class Labels(NamedTuple):
     """Texts of a column: the different ones, and the index of each row's text, int64, shape (n,)."""
@@ -114,6 +117,8 @@ def _json_number(cell: Any) -> int | float | None:
 def _arrow_numbers(cells: Any) -> tuple[Numbers, NDArray[np.bool_], str, int]:
     import pyarrow as pa
 
+    if pa.types.is_dictionary(cells.type):
+        cells = cells.dictionary_decode()
     kind = cells.type
     present = cells.is_valid().to_numpy(zero_copy_only=False)
     if pa.types.is_boolean(kind):
@@ -172,9 +177,12 @@ def times_of(cells: Cells, base: int) -> tuple[NDArray[np.int64], NDArray[np.boo
         import pyarrow as pa
 
         if pa.types.is_timestamp(cells.type) or pa.types.is_date(cells.type):
-            present = cells.is_valid().to_numpy(zero_copy_only=False)
-            moments = cells.cast(pa.timestamp("ns"), safe=False).cast(pa.int64()).fill_null(0)
-            return moments.to_numpy(zero_copy_only=False), present
+            seconds, moments = (
+                cells.cast(pa.timestamp(unit), safe=False).cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
+                for unit in ("s", "ns")
+            )
+            present = cells.is_valid().to_numpy(zero_copy_only=False) & (np.abs(seconds) < _MOST_SECONDS)
+            return moments, present
         if not (pa.types.is_integer(cells.type) or pa.types.is_floating(cells.type)):
             cells = cells.to_pylist()
     values, present, _, others = numbers_of(cells)
@@ -205,6 +213,8 @@ def _iso(cell: Any) -> int | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     since = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    if abs(since.days) * 86_400 >= _MOST_SECONDS:
+        return None
     digits = _NANOSECONDS.search(str(cell))
     nanoseconds = 0 if digits is None else int(digits[1].ljust(3, "0"))
     return (since.days * 86_400 + since.seconds) * 1_000_000_000 + since.microseconds * 1_000 + nanoseconds

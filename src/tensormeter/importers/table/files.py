@@ -1,5 +1,6 @@
 """Readers of tables: CSV, Parquet and JSON lines, in blocks of rows."""
 
+import codecs
 import csv
 import io
 import itertools
@@ -10,10 +11,10 @@ from typing import Any, Final
 
 from tensormeter.conventions.nesting import flatten
 from tensormeter.errors import EncodingError
+from tensormeter.importers.bounded_parsing import parse_json
 from tensormeter.importers.registry import SourceError
 from tensormeter.importers.table.cells import Cells
 from tensormeter.importers.tally import Tally
-from tensormeter.otlp.document import parse_document
 
 __all__ = ["SUFFIXES", "Block", "column_names", "read_blocks"]
 
@@ -24,6 +25,7 @@ SUFFIXES: Final = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
 
 _MOST_CELLS: Final = 50_000
 _MOST_ROWS: Final = 1000
+_MOST_COLUMNS: Final = 100_000
 _LONGEST_CELL: Final = 1 << 24
 _LONGEST_LINE: Final = 64 << 20
 
@@ -42,7 +44,7 @@ def column_names(path: Path) -> list[str]:
         for rows in itertools.islice(_json_rows(path, Tally(), lambda size: None), 100):
             names.update(dict.fromkeys(rows))
         return list(names)
-    with path.open("r", encoding="utf-8-sig", errors="replace", newline="") as file:
+    with path.open("r", encoding=_encoding(path), errors="replace", newline="") as file:
         try:
             return next(_csv_rows(file, path), [])
         except csv.Error as error:
@@ -64,25 +66,44 @@ def read_blocks(path: Path, tally: Tally, advance: Callable[[int], None]) -> Ite
         yield from _csv_blocks(path, tally, advance)
 
 
+def _encoding(path: Path) -> str:
+    """Return the encoding of a text: UTF-16 if it has a byte order mark for it, as Excel's Unicode texts have, or else UTF-8."""
+    with path.open("rb") as file:
+        return "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
 def _csv_rows(file: Any, path: Path) -> Iterator[list[str]]:
     csv.field_size_limit(_LONGEST_CELL)
     if path.suffix == ".tsv":
-        return csv.reader(file, delimiter="\t")
+        return csv.reader(_lines(file), delimiter="\t")
     start = file.readline(_LONGEST_CELL)
     file.seek(0)
     delimiter = max(",;\t", key=start.count)
-    return csv.reader(file, delimiter=delimiter)
+    return csv.reader(_lines(file), delimiter=delimiter)
+
+
+def _lines(file: Any) -> Iterator[str]:
+    while line := file.readline(_LONGEST_LINE):
+        if len(line) >= _LONGEST_LINE:
+            raise csv.Error(f"a line is longer than {_LONGEST_LINE >> 20} MiB")
+        yield line
 
 
 def _csv_blocks(path: Path, tally: Tally, advance: Callable[[int], None]) -> Iterator[Block]:
-    with path.open("rb") as raw, io.TextIOWrapper(raw, "utf-8-sig", "replace", newline="") as file:
+    with path.open("rb") as raw, io.TextIOWrapper(raw, _encoding(path), "replace", newline="") as file:
         position = 0
         try:
             rows = _csv_rows(file, path)
             names = next(rows, [])
+            if len(names) > _MOST_COLUMNS:
+                raise csv.Error(f"more than {_MOST_COLUMNS:,} columns")
             tally.leave_out("columns with the name of another one", len(names) - len(set(names)))
             count = max(1, _MOST_CELLS // max(1, len(names)))
-            while block := list(itertools.islice(rows, count)):
+            fault: csv.Error | None = None
+            while fault is None:
+                block, fault = _take(rows, count)
+                if not block:
+                    break
                 whole = [row for row in block if len(row) == len(names)]
                 tally.leave_out(
                     "rows with another number of cells than the header", sum(1 for row in block if row) - len(whole)
@@ -92,8 +113,20 @@ def _csv_blocks(path: Path, tally: Tally, advance: Callable[[int], None]) -> Ite
                 position = reached
                 if whole:
                     yield dict(zip(names, zip(*whole, strict=True), strict=True))
+            if fault is not None:
+                raise fault
         except csv.Error as error:
             raise SourceError(f"{path}: the rest is not CSV ({error}); imported everything before it") from None
+
+
+def _take(rows: Iterator[list[str]], count: int) -> tuple[list[list[str]], csv.Error | None]:
+    """Return the next rows, and the error that follows them, or None."""
+    block: list[list[str]] = []
+    try:
+        block.extend(itertools.islice(rows, count))
+    except csv.Error as error:
+        return block, error
+    return block, None
 
 
 def _json_rows(path: Path, tally: Tally, advance: Callable[[int], None]) -> Iterator[dict[str, Any]]:
@@ -103,7 +136,7 @@ def _json_rows(path: Path, tally: Tally, advance: Callable[[int], None]) -> Iter
             if not line.strip():
                 continue
             try:
-                row = parse_document(line)
+                row = parse_json(line)
             except EncodingError:
                 row = None
             if not isinstance(row, Mapping):
@@ -122,7 +155,8 @@ def _json_blocks(path: Path, tally: Tally, advance: Callable[[int], None]) -> It
             rows.append(row)
             names |= dict.fromkeys(row)
         if rows and (row is None or len(rows) >= _MOST_ROWS or len(rows) * len(names) >= _MOST_CELLS):
-            yield {name: [row.get(name) for row in rows] for name in names}
+            tally.leave_out(f"columns beyond the limit of {_MOST_COLUMNS:,}", len(names) - _MOST_COLUMNS)
+            yield {name: [row.get(name) for row in rows] for name in itertools.islice(names, _MOST_COLUMNS)}
             rows, names = [], {}
 
 

@@ -52,14 +52,14 @@ class WideTable:
             self._restore_base(block, numbers, int(has_step.argmax()))
         times = self._times(block, numbers, self._base)
         tally.leave_out("rows without a step", count - int(has_step.sum()))
-        if layout.run in block:
+        if layout.run and layout.run in block:
             labels = labels_of(block[layout.run])
             rows = [(text, np.flatnonzero((labels.codes == code) & has_step)) for code, text in enumerate(labels.texts)]
         else:
             rows = [("", np.flatnonzero(has_step))]
         metrics: list[tuple[str, Numbers, NDArray[np.bool_]]] = []
         for name, cells in block.items():
-            if name in (layout.step, layout.time, layout.run):
+            if name and name in (layout.step, layout.time, layout.run):
                 continue
             values, present, noun, others = numbers_of(cells)
             tally.leave_out(noun, others)
@@ -87,7 +87,7 @@ class WideTable:
             run.requests.finish("finished", run.last_time)
 
     def _steps(self, block: Block, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        if self._layout.step not in block:
+        if not self._layout.step or self._layout.step not in block:
             return numbers, np.ones(len(numbers), bool)
         values, present, _, _ = numbers_of(block[self._layout.step])
         if values.dtype.kind == "f":
@@ -98,7 +98,7 @@ class WideTable:
 
     def _times(self, block: Block, numbers: NDArray[np.int64], base: int) -> NDArray[np.int64]:
         instead = base + numbers * _MILLISECOND
-        if self._layout.time not in block:
+        if not self._layout.time or self._layout.time not in block:
             return instead
         times, has_time = times_of(block[self._layout.time], base)
         return np.where(has_time & (times > 0), times, instead)
@@ -115,7 +115,8 @@ class WideTable:
         first, later = (int(self._times(block, numbers, base)[row]) for base in (self._base, self._base + 1))
         if api is None or first == later:  # the times do not depend on the base
             return
-        text = labels_of(block[self._layout.run]).text(row) if self._layout.run in block else ""
+        run = self._layout.run
+        text = labels_of(block[run]).text(row) if run and run in block else ""
         wanted = f'id = "{self._run_id(text)}" and (archived = true or archived = false)'
         runs = api.get("runs", project=context.project(), filter=wanted, fields="", limit=1)["runs"]
         if runs:

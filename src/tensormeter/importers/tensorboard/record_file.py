@@ -17,7 +17,8 @@ _HEADER: Final = 12
 """Bytes before a record: its length, and the checksum of the length."""
 _FOOTER: Final = 4
 _READ: Final = 4 << 20
-_LONGEST_RECORD: Final = 256 << 20
+_LONGEST_RECORD: Final = 64 << 20
+"""Length up to which a record is read, in bytes. Longer ones are graphs, or media beyond the limit."""
 _LONGEST_CHECKED: Final = 2048
 """Length up to which the contents are checked, in bytes. Longer records are media, whose formats have checksums."""
 
@@ -68,6 +69,12 @@ def read_blocks(
                 damage(f"{path}: the record at byte {position + start:,} is damaged; skipped it")
             if sound.any():
                 yield RecordBlock(data, starts[: len(sound)][sound], lengths[: len(sound)][sound])
+            if len(sound) == len(starts) and wanted < 0 and (length := _sound_length(data, end)) is not None:
+                damage(f"{path}: the record at byte {position + end:,} has {length >> 20:,} MiB; skipped it")
+                position += end + _HEADER + length + _FOOTER
+                rest, wanted = b"", 0
+                file.seek(position)
+                continue
             if len(sound) < len(starts) or wanted < 0:
                 at = found[len(sound)] - _HEADER if len(sound) < len(starts) else end
                 damage(f"{path}: damaged at byte {position + at:,}; left out the rest of the file")
@@ -96,6 +103,13 @@ def _find_records(data: bytes) -> tuple[list[int], list[int], int, int]:
         lengths.append(length)
         at = end
     return starts, lengths, at, 0
+
+
+def _sound_length(data: bytes, at: int) -> int | None:
+    """Return the length of the record whose header is at an offset; None if the length is damaged."""
+    (length,) = _LENGTH.unpack_from(data, at)
+    checksums = masked_checksums(np.frombuffer(data, np.uint8), np.array([at]), np.array([_LENGTH.size]))
+    return int(length) if checksums[0] == int.from_bytes(data[at + 8 : at + _HEADER], "little") else None
 
 
 def _check(data: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from tensormeter.importers.bounded_parsing import parse_message
 from tensormeter.importers.registry import ImportContext
 from tensormeter.importers.tensorboard.messages import SESSION_START, Event, Value, text_of
 from tensormeter.importers.tensorboard.record_file import RecordBlock, read_blocks
@@ -65,6 +66,7 @@ class _Reader:
         self._attempt = 0
         self._last_step = -1
         self._last_time = 1
+        """Latest valid time in nanoseconds since the Unix epoch."""
 
     def read(self) -> None:
         tally = self._context.tally
@@ -105,7 +107,7 @@ class _Reader:
 
     def _parse(self, record: bytes) -> Any:
         try:
-            return Event.FromString(record)
+            return parse_message(Event, record)
         except DecodeError:
             return None
 
@@ -137,7 +139,7 @@ class _Reader:
             self._last_step = max(self._last_step, event.step)
         for data in event.summary.value:
             try:
-                value = Value.FromString(data)
+                value = parse_message(Value, data)
             except DecodeError:
                 tally.leave_out("damaged values in event files")
                 continue

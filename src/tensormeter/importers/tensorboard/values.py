@@ -7,6 +7,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from tensormeter.conventions.media_types import content_type_of
+from tensormeter.importers.bounded_parsing import parse_message
 from tensormeter.importers.run_requests import RunRequests
 from tensormeter.importers.tally import Tally
 from tensormeter.importers.tensorboard.messages import HParams, text_of
@@ -15,6 +16,7 @@ __all__ = ["EventValues", "numbers_of"]
 
 _NUMBERS: Final = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 5: "<i2", 6: "i1", 9: "<i8", 10: "?", 19: "<f2"}
 """NumPy's types by TensorFlow's number of the data type."""
+_HALF, _BFLOAT16 = 19, 14
 _FIELDS: Final = ("float_val", "double_val", "int_val", "int64_val", "bool_val")
 _CURVE: Final = ("true_positives", "false_positives", "true_negatives", "false_negatives", "precision", "recall")
 _LARGEST: Final = 1.79e308
@@ -168,7 +170,7 @@ class EventValues:
 
     def _hparams(self, content: bytes, time: int) -> None:
         """Add hyperparameters to the configuration of the run."""
-        message = HParams.FromString(content)
+        message = parse_message(HParams, content)
         values: dict[str, Any] = {}
         for entry in message.session_start_info.hparams:
             fields = entry.value.ListFields()  # Protobuf's well-known `Value`, of which at most one field is set
@@ -193,6 +195,11 @@ def numbers_of(tensor: Any) -> NDArray[Any]:
         raise ValueError(f"its tensor is too large; the limit is {_MOST_NUMBERS:,} numbers")
     if kind is not None and tensor.tensor_content:
         return np.frombuffer(tensor.tensor_content, kind)
+    if tensor.half_val and tensor.dtype in (_HALF, _BFLOAT16):
+        bits = np.array(tensor.half_val).astype(np.uint16)
+        return bits.view(np.float16) if tensor.dtype == _HALF else _from_bfloat16(bits)
+    if tensor.dtype == _BFLOAT16 and tensor.tensor_content:
+        return _from_bfloat16(np.frombuffer(tensor.tensor_content, "<u2"))
     for field in _FIELDS:
         if numbers := getattr(tensor, field):
             values = np.array(numbers)
@@ -201,3 +208,7 @@ def numbers_of(tensor: Any) -> NDArray[Any]:
     if kind is not None and not tensor.half_val:
         return np.zeros(count, kind)
     raise ValueError(f"its tensor has the data type {tensor.dtype}, which is not a number")
+
+
+def _from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    return (bits.astype(np.uint32) << 16).view(np.float32)

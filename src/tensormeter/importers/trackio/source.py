@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tensormeter.importers.registry import FileSource, ImportContext, Options, SourceError
+from tensormeter.importers.registry import FileSource, ImportContext, Options, SourceError, skipping_damage
 from tensormeter.importers.tally import Tally
 from tensormeter.importers.trackio.database import DatabaseStore, is_trackio_database
 from tensormeter.importers.trackio.parquet import ParquetStore, projects_in
@@ -49,7 +49,8 @@ class ProjectSource(FileSource):
             if context.options.name and len(runs) > 1:
                 raise SourceError(f"{self.label}: --name is for one run, but there are {len(runs):,}; leave it out")
             for run in runs:
-                RunImport(store, run, self.path, context).send()
+                with skipping_damage(context.tally, f"{self.label}: run {run.name}"):
+                    RunImport(store, run, self.path, context).send()
             for kind, count in store.left_out().items():
                 context.tally.leave_out(kind, count)
         finally:

@@ -1,10 +1,12 @@
 """The contents of a trackio project, whichever way it is stored."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple, Protocol
+
+from tensormeter.errors import EncodingError
+from tensormeter.importers.bounded_parsing import parse_json
 
 __all__ = [
     "NOT_FINITE",
@@ -131,6 +133,6 @@ def nanoseconds(text: object) -> int | None:
 def decode_json(data: object) -> Any:
     """Return a JSON document from text or bytes; None if it is invalid."""
     try:
-        return json.loads(data) if isinstance(data, str | bytes | bytearray) else None
-    except (ValueError, RecursionError):
+        return parse_json(data) if isinstance(data, str | bytes) else None
+    except EncodingError:
         return None

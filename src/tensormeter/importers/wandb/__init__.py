@@ -35,14 +35,16 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _attempt(file: Path) -> int:
-    """Return the number of a run's attempt: the position of its folder among those of the same run, from 1."""
+    """Return the number of a run's attempt: the position of its folder among those of the same run, from 1.
+
+    Two folders of one second have the same name, so W&B appends a number to the second one. The name of the file has the ID.
+    """
     folder = Path(os.path.abspath(file)).parent
-    _, _, run_id = folder.name.rpartition("-")
     if not folder.name.startswith(("run-", "offline-run-")) or folder.is_symlink():
         return 1
     siblings = [
         sibling.parent.name.removeprefix("offline-")
-        for sibling in folder.parent.glob(f"*run-*-{_escaped(run_id)}/{_escaped(file.name)}")
+        for sibling in folder.parent.glob(f"*run-*/{_escaped(file.name)}")
         if not sibling.parent.is_symlink()
     ]
     return sorted(siblings).index(folder.name.removeprefix("offline-")) + 1

@@ -5,20 +5,20 @@ them takes most of the time of an import. The encoded key of a number is therefo
 with an unknown key, or of another type, are parsed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 
 from tensormeter.conventions.limits import METRIC_NAMES
 from tensormeter.errors import EncodingError
+from tensormeter.importers.bounded_parsing import parse_json, parse_message
 from tensormeter.importers.point_block import Column, PointBlock
 from tensormeter.importers.repeated_texts import RepeatedTexts
-from tensormeter.importers.run_requests import MOST_INTEGER, RunRequests
+from tensormeter.importers.run_requests import RunRequests
 from tensormeter.importers.tally import Tally
 from tensormeter.importers.wandb.media import RunMedia
 from tensormeter.importers.wandb.messages import HistoryItem
-from tensormeter.otlp.document import parse_document
 
 __all__ = ["History", "item_path", "nested_document"]
 
@@ -33,6 +33,7 @@ _DEEPEST: Final = 32
 _SECONDS: Final = 1_000_000_000
 _INTERNAL: Final = frozenset({"_runtime", "_step", "_timestamp", "_wandb"})
 """Keys of W&B's own values. The run time follows from the other times."""
+_INVALID: Final = 1 << 63
 _CONSTANTS: Final = {b"NaN", b"Infinity", b"-Infinity"}
 
 
@@ -88,41 +89,34 @@ class History:
         document: dict[str, Any] = {}
         for item in others:
             self._add_item(item, document, row, keeps_columns=is_plain)
-        try:
-            step, time = self._step_and_time(history)
-        except (ValueError, OverflowError):
-            self._tally.leave_out("rows with invalid steps or times")
-            self._block.drop_row()
-            return
+        step = self._taken(self._step, int, int(history.step.num))
+        time = self._taken(self._time, _moment, self.last_time)
         self.last_step, self.last_time = step, time
         self._add_document(document, "", step, time, row, 0)
         self._block.end_row(step, time, len(items))
-
-    def _step_and_time(self, history: Any) -> tuple[int, int]:
-        """Return step and time of the row that has just been read.
-
-        Raises:
-            ValueError: One of them is not a number, or is out of range.
-            OverflowError: The time is infinite.
-        """
-        steps, times = self._step.texts, self._time.texts
-        self._step.rows, self._step.texts = [], []
-        self._time.rows, self._time.texts = [], []
-        step = int(steps[-1]) if steps else int(history.step.num)
-        time = round(float(times[-1]) * _SECONDS) if times else self.last_time
-        if abs(step) > MOST_INTEGER or not 0 < time <= MOST_INTEGER:
-            raise ValueError
-        return step, time
 
     def flush(self) -> None:
         """Pass on all points and texts."""
         self._block.flush()
         self._texts.flush()
 
+    def _taken(self, column: Column, convert: Callable[[bytes], int], default: int) -> int:
+        """Remove the step or time of a row from its column and return it; `default` if there is none, or an invalid one."""
+        texts, column.texts, column.rows = column.texts, [], []
+        if texts:
+            try:
+                number = convert(texts[-1])
+            except (ValueError, OverflowError):
+                number = _INVALID
+            if abs(number) < _INVALID:
+                return number
+            self._tally.leave_out("invalid steps and times, which the rest of their row replaces")
+        return default
+
     def _add_item(self, item: bytes, document: dict[str, Any], row: int, *, keeps_columns: bool) -> None:
         """Add a value that is not a number with a known key: to a column, or to the nested document of its row."""
         try:
-            message = HistoryItem.FromString(item)
+            message = parse_message(HistoryItem, item)
         except DecodeError:
             self._tally.leave_out("damaged values in the history")
             return
@@ -146,7 +140,7 @@ class History:
         if path[0] in _INTERNAL:
             return
         try:
-            _place(document, path, parse_document(text))
+            _place(document, path, parse_json(text))
         except EncodingError:
             self._tally.leave_out("values in the history that are not JSON")
 
@@ -198,7 +192,7 @@ def nested_document(items: Sequence[Any], document: dict[str, Any], tally: Tally
     """
     for item in items:
         try:
-            value = parse_document(item.value_json)
+            value = parse_json(item.value_json)
         except EncodingError:
             tally.leave_out(noun)
             continue
@@ -213,6 +207,11 @@ def _place(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
             inner = place[key] = {}
         place = inner
     place[path[-1]] = value
+
+
+def _moment(text: bytes) -> int:
+    time = round(float(text) * _SECONDS)
+    return time if time > 0 else _INVALID
 
 
 def _is_number(text: bytes) -> bool:

@@ -9,12 +9,12 @@ import numpy as np
 
 from tensormeter.conventions.limits import IMAGE_BYTES, MEDIA_BYTES, TABLE_BYTES, TABLE_IMAGES, TEXT_BYTES
 from tensormeter.conventions.media_types import content_type_of
+from tensormeter.importers.bounded_parsing import parse_json
 from tensormeter.importers.confined_folder import ConfinedFolder
 from tensormeter.importers.plain_values import plain_value
 from tensormeter.importers.registry import SourceError
 from tensormeter.importers.run_requests import ItemKind, RunRequests
 from tensormeter.importers.tally import Tally
-from tensormeter.otlp.document import parse_document
 from tensormeter.otlp.media import Image
 
 __all__ = ["RunMedia"]
@@ -144,7 +144,7 @@ class RunMedia:
                 text = self._read(item, TEXT_BYTES).decode(errors="replace")
                 self._requests.item("figure", key, step, time, figure=text)
             case _:
-                self._table(key, step, time, parse_document(self._read(item, _LARGEST_TABLE)))
+                self._table(key, step, time, parse_json(self._read(item, _LARGEST_TABLE)))
 
     def _table(self, key: str, step: int, time: int, table: Mapping[str, Any]) -> None:
         columns = [str(column) for column in table["columns"]]

@@ -24,11 +24,12 @@ class ConsoleOutput:
             time: Time in nanoseconds since the Unix epoch.
             text: Text, which may contain any number of line breaks.
         """
-        *lines, rest = (self._pending.get(stream, "") + text).split("\n")
-        for line in lines:
-            self._line(stream, time, line)
-        redrawn = rest.rstrip("\r").rfind("\r")  # the states before are not needed
-        self._pending[stream] = rest[max(redrawn, 0) :][-_LONGEST_LINE:]
+        for start in range(0, len(text), _LONGEST_LINE):
+            *lines, rest = (self._pending.get(stream, "") + text[start : start + _LONGEST_LINE]).split("\n")
+            for line in lines:
+                self._line(stream, time, line)
+            redrawn = rest.rstrip("\r").rfind("\r")  # the states before are not needed
+            self._pending[stream] = rest[max(redrawn, 0) :][-_LONGEST_LINE:]
 
     def flush(self, time: int) -> None:
         """Send the lines without a line break at the end."""

@@ -83,6 +83,8 @@ def read_records(
                     elif kind == _LAST:
                         yield b"".join(pieces)
                         pieces.clear()
+                else:  # a header that is cut off
+                    truncated = truncated or (len(block) < _BLOCK and any(block[at:]))
             position += len(data)
     if truncated or pieces:
         damage(f"{path}: ends within a record, as after a killed process; read everything before it")

@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 
 from tensormeter.conventions.nesting import flatten
 from tensormeter.conventions.semconv import ARTIFACT_EVENT, GPU_MODELS, MEDIA_KEY, RUN_CONFIG, STEP_METRIC
+from tensormeter.importers.bounded_parsing import parse_json, parse_message
 from tensormeter.importers.confined_folder import ConfinedFolder
 from tensormeter.importers.plain_values import plain_document
 from tensormeter.importers.point_block import PointBlock
@@ -24,7 +25,6 @@ from tensormeter.importers.wandb.messages import Record, record_kind
 from tensormeter.importers.wandb.output import ConsoleOutput
 from tensormeter.importers.wandb.record_log import read_records
 from tensormeter.otlp.batch import Attribute, Event
-from tensormeter.otlp.document import parse_document
 from tensormeter.redaction import mask_arguments
 
 __all__ = ["WandbRun"]
@@ -104,7 +104,7 @@ class WandbRun(FileSource):
             kind = record_kind(data)
             if kind in _BULK:
                 try:
-                    record = Record.FromString(data)
+                    record = parse_message(Record, data)
                 except DecodeError:
                     tally.leave_out("damaged W&B records")
                     continue
@@ -126,7 +126,7 @@ class WandbRun(FileSource):
             if kind not in _DESCRIPTIONS:
                 continue
             try:
-                record = Record.FromString(data)
+                record = parse_message(Record, data)
             except DecodeError:
                 tally.leave_out("damaged W&B records")
                 continue
@@ -136,9 +136,8 @@ class WandbRun(FileSource):
     def _metadata(self) -> Any:
         """Return the environment from `wandb-metadata.json`, which older versions of wandb write, or None."""
         try:
-            document = parse_document(
-                ConfinedFolder(self.path.parent / "files").read("wandb-metadata.json", _LARGEST_METADATA)
-            )
+            folder = ConfinedFolder(self.path.parent / "files")
+            document = parse_json(folder.read("wandb-metadata.json", _LARGEST_METADATA))
         except (SourceError, ValueError):
             return None
         if not isinstance(document, Mapping):
@@ -252,7 +251,7 @@ class _Reader:
         if artifact.type in ("run_table", "job", "code", "wandb-history"):
             return
         try:
-            metadata = plain_document(parse_document(artifact.metadata)) if artifact.metadata else {}
+            metadata = plain_document(parse_json(artifact.metadata)) if artifact.metadata else {}
         except (ValueError, AttributeError):
             metadata = {}
         entries = artifact.manifest.contents
