@@ -8,6 +8,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+# Tests start thousands of processes. Without bytecode files, each would compile the package again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test check bench chaos power fuzz types screenshots clean tools
 
