@@ -7,7 +7,6 @@ of what was not synced; see `recorded_disk`.
 import os
 import random
 from collections import Counter
-from string import ascii_lowercase
 
 import pytest
 
@@ -34,7 +33,7 @@ def mark(text):
 TEXTS = """
 import random
 def text_of(step):
-    return "".join(random.Random(step).choices("abcdefghijklmnopqrstuvwxyz", k=200_000))
+    return random.Random(step).randbytes(100_000).hex()
 """
 """Texts that make SQLite carry its log over into the spool now and then."""
 
@@ -115,7 +114,7 @@ def leniencies(chance):
 
 
 def text_of(step):
-    return "".join(random.Random(step).choices(ascii_lowercase, k=200_000))
+    return random.Random(step).randbytes(100_000).hex()
 
 
 def report(request, counts):
@@ -137,6 +136,7 @@ def test_fault_108_a_run_is_found_and_missing_rows_are_reported(
     recorded_disk.close()
     record = operations(recorded_disk.record)
     counts: Counter[str] = Counter()
+    right = [text_of(step) for step in range(9, 400, 10)]
     for state in each_state(record, cuts(record, CUTS, instants)):
         for leniency in leniencies(instants):
             state.make(tmp_path / "cut", leniency, instants)
@@ -146,7 +146,6 @@ def test_fault_108_a_run_is_found_and_missing_rows_are_reported(
             steps = sorted(step for step, _ in receiver.rows())
             texts = [body["text"] for name, body in receiver.events() if name == "tensormeter.text"]
             counts["texts"] += len(texts)
-            right = [text_of(step) for step in range(9, 400, 10)]
             assert len({*texts}) == len(texts)
             assert {*texts} <= {*right}
             assert durability == "none" or texts == right[: len(texts)]

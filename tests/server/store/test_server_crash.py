@@ -21,7 +21,7 @@ T0 = 1_750_000_000_000_000_000
 ROWS = 20
 
 
-KILLS = int(os.environ.get("TENSORMETER_TEST_KILLS", "10"))  # `make chaos` asks for many more
+KILLS = int(os.environ.get("TENSORMETER_TEST_KILLS", "6"))  # `make chaos` asks for many more
 
 
 def batch(make, index):
@@ -146,7 +146,7 @@ def test_kill_in_mid_fold(tmp_path):
 
     chaos = random.Random(3)
     index = 0
-    for _ in range(12):
+    for _ in range(KILLS):
         with subprocess.Popen(
             [sys.executable, "-c", _WRITER, str(tmp_path / "s"), str(index)], stdout=subprocess.PIPE, text=True
         ) as writer:
