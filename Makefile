@@ -75,7 +75,8 @@ screenshots: $(VENV)/ready
 $(VENV)/ready: pyproject.toml constraints.txt hatch_build.py build_hooks/page.py build_hooks/extensions.py \
   src/tensormeter/otlp/_number_blocks.c src/tensormeter/record/rows/_writer.c src/tensormeter/record/rows/_row_writer.c src/tensormeter/record/rows/_words.h src/tensormeter/session/exit_hooks/_sigterm.c $(wildcard ui/*.json ui/*.mjs ui/src/*.* ui/src/*/*.*)
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(VENV)/bin/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(RUN) -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores, while pip uses one; some packages have files for other Pythons
 	touch $@
 
 $(VENV)/bench: $(VENV)/ready
