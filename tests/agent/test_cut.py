@@ -163,7 +163,7 @@ def test_the_end_is_sent_though_delivery_had_nothing_to_do_before(tmp_path, dead
             wait_for(lambda: self._deliveries.are_idle, "all have looked")
             super()._discover(spool)
 
-    monkeypatch.setattr("tensormeter.agent.sync.Agent", LateAgent)
+    monkeypatch.setattr("tensormeter.agent.agent.Agent", LateAgent)
     (result,) = sync_runs(settings.directory)
     assert result.delivered
     assert [(name, body["state"]) for name, body in receiver.events()] == [("tensormeter.run.end", "crashed")]

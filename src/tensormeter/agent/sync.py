@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from tensormeter.agent.agent import Agent
 from tensormeter.agent.leftovers import Leftover, describe_rejections
 from tensormeter.agent.run_directory.directory import RunDirectory, find_runs
 from tensormeter.agent.spool.spool import Spool
@@ -161,6 +160,8 @@ def _sync(
         lock = run.try_agent_lock()
     if lock is None:
         return SyncResult(run, delivered=False, message=wake_agent(run), note=note)
+    from tensormeter.agent.agent import Agent  # not needed where no run is left: a server starts faster, and is smaller
+
     agent = Agent(run, settings, lock, one_shot=True, on_status=lambda items: on_status(run, items))
     delivered = agent.run()
     message = agent.error
