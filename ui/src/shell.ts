@@ -4,7 +4,7 @@ import { button, fill, h, iconButton } from "./base/dom";
 import * as format from "./base/format";
 import * as route from "./base/route";
 import * as theme from "./base/theme";
-import * as tooltip from "./chart/tooltip";
+import * as tooltip from "./base/tooltip";
 import { ApiError, onStoreDamage, setToken } from "./data/api";
 import type { Page } from "./pages/page";
 import { Projects } from "./pages/projects";

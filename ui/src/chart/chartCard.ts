@@ -3,10 +3,11 @@
 import { button, drawing, fillOnChange, h, iconButton } from "../base/dom";
 import { download } from "../base/download";
 import * as format from "../base/format";
+import * as tooltip from "../base/tooltip";
 import type { ChartMark } from "./chartMarks";
 import * as exportChart from "./exportChart";
 import { Plot, type Reading, type Trace, type ChartView } from "./plot";
-import * as tooltip from "./tooltip";
+import { showReadings } from "./readingsTooltip";
 
 export interface ChartSource {
   title: string;
@@ -187,7 +188,7 @@ export class ChartCard {
     const { xKind, xLabel, unit } = this.view;
     const position = xKind === "duration" && at >= 1 ? format.duration(at) : format.number(xLabel === "step" ? Math.round(at) : at);
     const title = xKind === "time" ? format.moment(at) : `${xLabel} ${position}`;
-    tooltip.show(title, readings, unit, place, marks);
+    showReadings(title, readings, unit, place, marks);
     this.events.hover?.(readings);
   }
 

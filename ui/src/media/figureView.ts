@@ -2,7 +2,7 @@
 
 import { h, svg } from "../base/dom";
 import * as format from "../base/format";
-import * as tooltip from "../chart/tooltip";
+import * as tooltip from "../base/tooltip";
 import { type Axis, type AxisContent, type Value, axisOf, least, most } from "./plotlyAxis";
 import { type Hit, MAX_POINTS, barsOf, cells, lineOf } from "./plotlyMarks";
 import { type Json, type Trace, binned, ends, object, stack, text } from "./plotlyTraces";
@@ -130,7 +130,7 @@ function point(event: PointerEvent, drawing: SVGElement, ring: SVGElement, hits:
     return;
   }
   if (isPoint) for (const [name, value] of Object.entries({ cx: nearest.x, cy: nearest.y, stroke: nearest.trace.color })) ring.setAttribute(name, String(value));
-  tooltip.showContent({ left: event.clientX, top: event.clientY }, ...valuesOf(nearest, titles));
+  tooltip.show({ left: event.clientX, top: event.clientY }, ...valuesOf(nearest, titles));
 }
 
 /** The values of a mark, for the tooltip. */

@@ -3,7 +3,7 @@
 import { button, fill, h } from "../base/dom";
 import * as format from "../base/format";
 import { remember } from "../base/remember";
-import * as tooltip from "../chart/tooltip";
+import * as tooltip from "../base/tooltip";
 import type * as api from "../data/api";
 import { type Kind, kindOf, MAX_CHARACTERS } from "../data/media";
 import { type Loader, mediaContent } from "./mediaContent";
