@@ -107,12 +107,14 @@ def test_the_rank_that_torchtitan_selects_records(recorded, monkeypatch):
 
 
 RANKS = """
-import sys
+import os, sys
 sys.path.insert(0, sys.argv[1])
 import torch
 from test_torchtitan import Monitor, TensormeterMetricsProcessor, build, dims, titan, train
 titan.build_device_memory_monitor = Monitor
 torch.distributed.init_process_group("gloo")
+if torch.distributed.get_rank() == 0:
+    os.environ["TENSORMETER_RUN_ID"] = "of-rank-0"
 config = TensormeterMetricsProcessor.Config(log_freq=1, project="all", save_for_all_ranks=True)
 processor = build(config, parallel_dims=dims(world_size=2))
 train(processor)
@@ -130,6 +132,7 @@ def test_all_ranks_record_to_one_run(experiment, tmp_path):
         *launcher, script, os.path.dirname(__file__), environment={**experiment.environment, **paths}, check=True
     )
     (run,) = experiment.runs("all", 1)
+    assert run.id == "of-rank-0"
     assert sorted(process.rank for process in run.processes() if process.rank is not None) == [0, 1]
     assert len(experiment.points(run, "grad_norm")) == 6
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import select
 import ssl
 import sys
 
@@ -13,6 +12,7 @@ import urllib3
 import tensormeter
 from support.certificates import write_certificate
 from support.servers import read_to_end
+from support.sockets import readable
 from tensormeter.errors import SettingsError, TensormeterError
 from tensormeter.otlp.batch import Batch, Gauge
 from tensormeter.server import ServerConfig
@@ -227,8 +227,7 @@ def test_handshakes_that_do_not_go_on_give_way(start, tls, eventually):
             assert read_to_end(encrypted).startswith(b"HTTP/1.1 200 ")
 
         def closed():
-            readable = select.select(connections, [], [], 0)[0]
-            return len(readable) >= 20
+            return len(readable(connections)) >= 20
 
         eventually(closed)
     assert server.stop() == 0

@@ -252,8 +252,10 @@ def test_a_forked_child_logs_to_the_run_and_may_start_its_own(online: Stored) ->
         tensormeter.finish()
 
     wandb.log({"waiting": 1}, commit=False)
-    with wandb.run._lock, ThreadPoolExecutor(1) as other_thread:  # the lock is not this thread's in the child
-        other_thread.submit(call_in_child, child).result()
+    with ThreadPoolExecutor(1) as other_thread:  # holds the lock, and does not exist in the child
+        other_thread.submit(wandb.run._lock.acquire).result()
+        call_in_child(child)
+        other_thread.submit(wandb.run._lock.release).result()
     wandb.finish()
     points = points_of(online("parent"))
     assert points["in child"] == [(1, 2)]

@@ -2,6 +2,7 @@
 
 import secrets
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from torchtitan.components import metrics as titan
 from torchtitan.components.metrics import BaseLogger, LoggerContainer, MetricsProcessor
 
 import tensormeter
-from tensormeter import Run, Settings
+from tensormeter import Run, Settings, SettingsError
 from tensormeter.integrations.shield import shielded
 
 __all__ = ["TensormeterLogger", "TensormeterMetricsProcessor"]
@@ -70,7 +71,9 @@ class TensormeterMetricsProcessor(MetricsProcessor):
         if not config.enable_tensormeter:
             return loggers
         rank = titan._get_metrics_rank(parallel_dims=parallel_dims, pp_schedule=pp_schedule)
-        logger = _build_logger(config, rank, named.get("config_dict") or {}, tag)
+        # All ranks take part before any of them can fail or return; otherwise, the others would wait for it.
+        common_id = _common_id() if config.save_for_all_ranks else None
+        logger = _build_logger(config, rank, common_id, named.get("config_dict") or {}, tag)
         if logger is None:
             return loggers
         container = LoggerContainer()
@@ -80,20 +83,20 @@ class TensormeterMetricsProcessor(MetricsProcessor):
 
 
 @shielded
-def _build_logger(config: Any, metrics_rank: int, values: dict[str, Any], tag: str | None) -> TensormeterLogger | None:
+def _build_logger(
+    config: Any, metrics_rank: int, common_id: str | None, values: dict[str, Any], tag: str | None
+) -> TensormeterLogger | None:
     """Return the logger of this rank, or None if the rank does not log.
 
     Args:
         config: Configuration of the metrics processor.
         metrics_rank: Rank that logs.
+        common_id: ID of the run of all ranks, if they record.
         values: Configuration of the whole training.
         tag: Prefix of all metric names.
     """
     defaults: dict[str, Any] = {"project": "torchtitan"}
-    run_id = Settings.with_defaults(defaults).run_id
-    if config.save_for_all_ranks:
-        run_id = run_id or _common_id()
-    elif _rank() != metrics_rank:
+    if not config.save_for_all_ranks and _rank() != metrics_rank:
         return None
     if (run := tensormeter.run) is not None:
         run.config.update(values)
@@ -102,7 +105,7 @@ def _build_logger(config: Any, metrics_rank: int, values: dict[str, Any], tag: s
         project=config.project,
         name=config.name,
         config=values,
-        id=run_id,
+        id=common_id,
         settings={"ranks": "all" if config.save_for_all_ranks else "this"},
         defaults=defaults,
     )
@@ -113,9 +116,12 @@ def _rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
+@shielded
 def _common_id() -> str:
-    """Return a random run ID that rank 0 sends to all ranks."""
+    """Return the run ID of rank 0, which is random if its settings have none. All ranks must call this. Blocks until they have."""
     ids = [secrets.token_hex(4)]
+    with suppress(SettingsError):  # `init` raises it, once no rank waits for another
+        ids = [Settings().run_id or ids[0]]
     if distributed.is_initialized():
         distributed.broadcast_object_list(ids)
     return ids[0]

@@ -1,7 +1,6 @@
 """The cost of one client: connections, streams, and answers that it does not read."""
 
 import contextlib
-import select
 import socket
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
+from support.sockets import readable
 from tensormeter.otlp.batch import Batch, Gauge
 
 T0 = 1_750_000_000_000_000_000
@@ -155,7 +155,7 @@ def test_an_idle_connection_outlives_the_pause_of_slow_proxies(strict):
     with connect(strict) as connection:
         connection.sendall(HEALTH)
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
-        while select.select([connection], [], [], 6)[0]:
+        while readable([connection], 6):
             assert connection.recv(65536)  # the rest of the answer
         connection.sendall(HEALTH)
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
@@ -245,7 +245,7 @@ def compacted(folder):
 
 def has_answer(connection):
     """Whether an answer has begun, or the connection has ended; reads nothing."""
-    if not select.select([connection], [], [], 0)[0]:
+    if not readable([connection]):
         return False
     with contextlib.suppress(OSError):
         connection.recv(1, socket.MSG_PEEK)
@@ -342,13 +342,8 @@ def test_streams_that_are_opened_at_once_are_counted(start, eventually):
             assert status_of(again) == b"503"
 
         def ended():
-            accepted = {
-                stream.fileno(): stream for stream, status in zip(streams, statuses, strict=True) if status == b"200"
-            }
-            poll = select.poll()  # `select` refuses descriptors above 1023
-            for descriptor in accepted:
-                poll.register(descriptor, select.POLLIN)
-            return any(not accepted[descriptor].recv(65536) for descriptor, _ in poll.poll(0))
+            accepted = [stream for stream, status in zip(streams, statuses, strict=True) if status == b"200"]
+            return any(not stream.recv(65536) for stream in readable(accepted))
 
         eventually(ended, 30)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tensormeter.importers.registry import FileSource, ImportContext, Options, SourceError
+from tensormeter.importers.registry import FileSource, ImportContext, Options
 from tensormeter.importers.table.files import SUFFIXES, column_names, read_blocks
 from tensormeter.importers.table.layout import choose_layout, is_long
 from tensormeter.importers.table.long import LongTable
@@ -38,7 +38,7 @@ class TableFile(FileSource):
         try:
             for block in read_blocks(self.path, context.tally, context.advance):
                 table.add(block)
-        except SourceError:
+        except Exception:  # the rows before any damage are kept, so their runs end
             table.finish()
             raise
         table.finish()
