@@ -29,7 +29,7 @@ class Logger(logging.LoggerAdapter[logging.Logger]):
             if self.logger.isEnabledFor(level):
                 kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1  # report the caller's line, not this one
                 self.logger.log(level, msg, *args, **kwargs)
-        except Exception:
+        except Exception:  # a handler of the script may raise anything; `unsaid` counts the messages
             self.unsaid += 1
 
 

@@ -93,7 +93,7 @@ def _is_observation(item: object) -> bool:
         return True
     try:  # OpenTelemetry's SDK also accepts a user-defined class
         return hasattr(item, "value") and hasattr(item, "attributes")
-    except Exception:
+    except Exception:  # the object's own code may raise anything
         return False
 
 

@@ -42,7 +42,7 @@ class TensormeterOutputFormat(KVWriter):
                 if the script has one. Default project: `TENSORMETER_PROJECT`, or else "stable-baselines3".
 
         Raises:
-            TypeError: `tensormeter.init` has no such argument.
+            TypeError, SettingsError: See `check_options`.
         """
         check_options(options)
         self._joined: CallbackRun = join_or_start(run, options, _PROJECT)

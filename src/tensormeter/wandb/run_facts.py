@@ -143,7 +143,7 @@ class RunFacts(SteppedLog):
         return self._starting_step
 
     def _first_step_on_server(self) -> int:
-        from tensormeter.wandb.resumed_step import first_step
+        from tensormeter.wandb.resumed_run import first_step
 
         if self._server_step is None:
             self._server_step = first_step(self._recorded)

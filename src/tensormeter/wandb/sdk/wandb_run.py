@@ -316,7 +316,7 @@ class Run(RunFacts):
             view[key] = value
 
     def _earlier_config(self) -> Mapping[str, Any]:
-        from tensormeter.wandb.resumed_step import earlier_config
+        from tensormeter.wandb.resumed_run import earlier_config
 
         return earlier_config(self._recorded)
 
